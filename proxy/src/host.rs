@@ -1,0 +1,113 @@
+//! Sockets, clock, randomness and tasks: the one seam between the proxy and the machine.
+//!
+//! Everything else in this crate asks here and never the standard library or the runtime directly, so that the
+//! whole sidecar can also run in a seeded simulation with virtual time. Nothing in here decides anything.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+/// A moment on the monotonic clock; stands still in paused tests.
+pub type Instant = tokio::time::Instant;
+
+/// The monotonic clock: for every wait and every measurement.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// The wall clock: only for certificates and for people.
+pub fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Waits; dropping the future cancels.
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// A uniformly distributed number below `bound`; 0 when `bound` is 0.
+pub fn random_below(bound: u64) -> u64 {
+    if bound == 0 { 0 } else { fastrand::u64(0..bound) }
+}
+
+/// A uniformly distributed number in `[0, 1)`.
+pub fn random_unit() -> f64 {
+    fastrand::f64()
+}
+
+/// 128 random bits, for request ids.
+pub fn random_u128() -> u128 {
+    fastrand::u128(..)
+}
+
+/// Runs a task on the runtime of the calling thread.
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(future)
+}
+
+/// Any connected byte stream.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
+
+/// Connects; the caller bounds the time. Dropping the future abandons the attempt.
+///
+/// # Errors
+/// The operating system's, unchanged.
+pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result<TcpStream> {
+    let domain = socket2::Domain::for_address(address);
+    let socket =
+        socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking().cloexec(), Some(socket2::Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
+    if let Some(source) = options.source {
+        socket.bind(source)?;
+    }
+    socket.connect(address).await
+}
+
+/// How an outgoing connection differs from the ordinary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectOptions {
+    /// Bind to this address first; `None` leaves the choice to the system.
+    pub source: Option<SocketAddr>,
+    /// `SO_MARK`, so that redirect rules let the connection pass (needs `CAP_NET_ADMIN`); `None` sets none.
+    pub mark: Option<u32>,
+}
+
+/// Listens; with `shared`, several listeners may hold the same address and the kernel spreads connections.
+///
+/// # Errors
+/// The operating system's, unchanged.
+pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM.nonblocking().cloexec(),
+        Some(socket2::Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}

@@ -1,0 +1,1 @@
+//! The attempt loop; the only async file here.

@@ -1,0 +1,12 @@
+//! How hard to try: deadlines, retries within a budget, limits, ejection, the breaker and its fallback.
+//!
+//! Everything here is pure except `call`, the attempt loop.
+
+pub mod breaker;
+pub mod call;
+pub mod deadline;
+pub mod ejection;
+pub mod fallback;
+pub mod limits;
+pub mod retry;
+pub mod retry_budget;

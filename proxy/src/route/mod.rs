@@ -1,0 +1,26 @@
+//! Where to: from a normalised request to the rule that decides, and from the rule to one leg of its split.
+//!
+//! Pure. Knows neither endpoints nor sockets: what a leg leads to is the type parameter `L`
+//! (a [`Target`] name as decoded, a live backend once `upstream` has joined it).
+
+pub mod edit;
+pub mod matching;
+pub mod split;
+pub mod table;
+
+pub use edit::{HeaderEdit, PathRewrite, Redirect, Rewrite};
+pub use matching::{PathMatch, RequestMatch, StringMatch};
+pub use split::{Arm, Leg, Split};
+pub use table::{Action, HttpRule, RouteTable, TcpRule};
+
+use std::sync::Arc;
+
+/// The name of what a leg leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Name of a Service resource: "namespace/host".
+    pub service: Arc<str>,
+    pub port: u16,
+    /// Empty: all endpoints.
+    pub subset: Arc<str>,
+}

@@ -1,0 +1,294 @@
+//! What the process was started with: one documented tree, with every limit in it.
+//!
+//! Policy that users change while the mesh runs is not here; it comes through `config`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settings {
+    pub node: NodeSettings,
+    pub listeners: Listeners,
+    pub control_plane: Option<ControlPlane>,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub telemetry: TelemetrySettings,
+    pub drain: DrainSettings,
+    /// Worker threads; `None`: the CPU limit of the cgroup, or the number of CPUs.
+    pub workers: Option<usize>,
+    /// Where the last good configuration is kept; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Who this sidecar says it is.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeSettings {
+    pub namespace: String,
+    /// Name of this instance, unique in its namespace.
+    pub workload: String,
+    pub service_account: String,
+    pub trust_domain: String,
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// "region/zone/subzone"; empty: unknown.
+    pub locality: String,
+}
+
+/// Where connections come in.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Listeners {
+    /// Explicit inbound: listen here, hand to the application there.
+    pub inbound: Vec<InboundListener>,
+    /// Explicit outbound: HTTP forward proxy (absolute-form and CONNECT).
+    pub outbound: Vec<SocketAddr>,
+    /// A local port for one service.
+    pub local: Vec<LocalListener>,
+    /// Transparent mode: intercepted connections, where they went is asked of the kernel.
+    pub transparent: Option<TransparentListeners>,
+    /// Operator's port; loopback unless said otherwise.
+    pub admin: Option<SocketAddr>,
+    /// Readiness and metrics for others than the operator.
+    pub ready: Option<SocketAddr>,
+    /// Names of the mesh as DNS.
+    pub dns: Option<SocketAddr>,
+}
+
+/// One port of the application.
+#[derive(Clone, Debug, Serialize)]
+pub struct InboundListener {
+    pub listen: SocketAddr,
+    pub application: SocketAddr,
+    /// What a Service's targetPort calls it: number and, if any, name. Default: the application's port.
+    pub target_port: u16,
+    pub port_name: String,
+}
+
+/// A port that leads to one service.
+#[derive(Clone, Debug, Serialize)]
+pub struct LocalListener {
+    pub listen: SocketAddr,
+    /// "service.namespace", or any other name of it.
+    pub host: String,
+    pub port: u16,
+}
+
+/// The two ports that redirect rules point to.
+#[derive(Clone, Debug, Serialize)]
+pub struct TransparentListeners {
+    /// Default [::]:15001.
+    pub outbound: Vec<SocketAddr>,
+    /// Default [::]:15006.
+    pub inbound: Vec<SocketAddr>,
+    /// Address peers reach this workload under.
+    pub address: Option<std::net::IpAddr>,
+    /// Ports of the application to register: number and name.
+    pub ports: Vec<(u16, String)>,
+    /// `SO_MARK` on our own connections; `None`: rely on the user id alone.
+    pub mark: Option<u32>,
+}
+
+/// Where configuration and certificates come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct ControlPlane {
+    /// "host:port".
+    pub address: String,
+    /// Join token, or a file that holds one.
+    #[serde(skip)]
+    pub token: Option<String>,
+    /// PEM of the root to trust; `None`: the pin inside the token.
+    pub root_file: Option<PathBuf>,
+}
+
+/// Every size and count that the outside can drive. All are enforced; none is zero-means-unlimited unless it says so.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limits {
+    /// Bytes of an HTTP/1 head. Default 64 KiB.
+    pub http1_head_bytes: usize,
+    /// Bytes of an HTTP/2 header list. Default 16 KiB.
+    pub http2_header_list_bytes: u32,
+    /// Header fields. Default 100.
+    pub header_fields: usize,
+    /// Bytes of a request target. Default 8 KiB.
+    pub uri_bytes: usize,
+    /// Bytes of trailers. Default 8 KiB.
+    pub trailer_bytes: usize,
+    /// Trailer fields. Default 32.
+    pub trailer_fields: usize,
+    /// Interim (1xx) responses passed for one request. Default 32.
+    pub interim_responses: usize,
+    /// Streams at once on one downstream HTTP/2 connection. Default 100; from a mesh peer 1000.
+    pub http2_streams: u32,
+    /// Streams at once on one HTTP/2 connection between sidecars. Default 1000.
+    pub mesh_streams: u32,
+    /// Receive window of one stream. Default 1 MiB.
+    pub http2_stream_window_bytes: u32,
+    /// Receive window of one connection. Default 16 MiB.
+    pub http2_connection_window_bytes: u32,
+    /// Streams reset by the peer before we looked at them. Default 20.
+    pub http2_pending_resets: usize,
+    /// Streams reset by us for the peer's errors. Default 100.
+    pub http2_local_resets: usize,
+    /// Bytes buffered for one connection and direction. Default 256 KiB.
+    pub connection_buffer_bytes: usize,
+    /// Bytes of a request body kept for another try. Default 64 KiB.
+    pub replay_bytes: usize,
+    /// Downstream connections. Default 10000.
+    pub connections: usize,
+    /// Handshakes at once. Default 1000.
+    pub handshakes: usize,
+    /// Requests on one downstream connection before it is closed gracefully, with jitter. Default 100000.
+    pub requests_per_connection: u64,
+    /// Names waiting to be looked up at the control plane. Default 1000.
+    pub pending_demands: usize,
+    /// Idle pooled connections to one endpoint and worker. Default 100.
+    pub idle_connections_per_endpoint: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            http1_head_bytes: 64 * 1024,
+            http2_header_list_bytes: 16 * 1024,
+            header_fields: 100,
+            uri_bytes: 8 * 1024,
+            trailer_bytes: 8 * 1024,
+            trailer_fields: 32,
+            interim_responses: 32,
+            http2_streams: 100,
+            mesh_streams: 1000,
+            http2_stream_window_bytes: 1 << 20,
+            http2_connection_window_bytes: 16 << 20,
+            http2_pending_resets: 20,
+            http2_local_resets: 100,
+            connection_buffer_bytes: 256 * 1024,
+            replay_bytes: 64 * 1024,
+            connections: 10_000,
+            handshakes: 1_000,
+            requests_per_connection: 100_000,
+            pending_demands: 1_000,
+            idle_connections_per_endpoint: 100,
+        }
+    }
+}
+
+/// Every wait.
+#[derive(Clone, Debug, Serialize)]
+pub struct Timeouts {
+    /// First byte of a downstream connection, where the client must speak first. Default 10 s.
+    #[serde(with = "seconds")]
+    pub first_byte: Duration,
+    /// A whole request head. Default 10 s.
+    #[serde(with = "seconds")]
+    pub head: Duration,
+    /// A TLS handshake, either side. Default 5 s.
+    #[serde(with = "seconds")]
+    pub handshake: Duration,
+    /// Longest wait for first bytes before a connection counts as opaque. Default 5 s.
+    #[serde(with = "seconds")]
+    pub detect: Duration,
+    /// Downstream connection without a request, or opaque connection without a byte. Default 300 s.
+    #[serde(with = "seconds")]
+    pub idle: Duration,
+    /// A body must make progress at `body_min_bytes_per_second` after this grace. Default 10 s.
+    #[serde(with = "seconds")]
+    pub body_grace: Duration,
+    /// Default 500.
+    pub body_min_bytes_per_second: u64,
+    /// Pooled HTTP/1 connection to an application or endpoint; below common server keep-alives. Default 3 s.
+    #[serde(with = "seconds")]
+    pub pool_idle: Duration,
+    /// Pooled HTTP/2 connection between sidecars without a stream. Default 300 s.
+    #[serde(with = "seconds")]
+    pub mesh_idle: Duration,
+    /// Greatest age of a pooled connection, plus or minus 10 %. Default 1 h.
+    #[serde(with = "seconds")]
+    pub connection_age: Duration,
+    /// HTTP/2 ping on idle mesh connections, and the wait for its answer. Default 10 s and 5 s.
+    #[serde(with = "seconds")]
+    pub ping_interval: Duration,
+    #[serde(with = "seconds")]
+    pub ping_timeout: Duration,
+    /// Unacknowledged data before TCP gives up. Default 10 s.
+    #[serde(with = "seconds")]
+    pub tcp_user: Duration,
+    /// Wait for a name that was never seen. Default 250 ms.
+    #[serde(with = "seconds")]
+    pub demand: Duration,
+    /// Half-closed opaque connection. Default 3600 s.
+    #[serde(with = "seconds")]
+    pub half_close: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            first_byte: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            handshake: Duration::from_secs(5),
+            detect: Duration::from_secs(5),
+            idle: Duration::from_secs(300),
+            body_grace: Duration::from_secs(10),
+            body_min_bytes_per_second: 500,
+            pool_idle: Duration::from_secs(3),
+            mesh_idle: Duration::from_secs(300),
+            connection_age: Duration::from_secs(3600),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(5),
+            tcp_user: Duration::from_secs(10),
+            demand: Duration::from_millis(250),
+            half_close: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Where what happened is written.
+#[derive(Clone, Debug, Serialize)]
+pub struct TelemetrySettings {
+    pub access_log: AccessLog,
+    /// Series kept per metric before further label sets are counted as "other". Default 10000.
+    pub series: usize,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { access_log: AccessLog::Off, series: 10_000 }
+    }
+}
+
+/// One line per request or connection, on standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    Off,
+    /// Istio's default text format.
+    Text,
+    Json,
+}
+
+/// How to stop.
+#[derive(Clone, Debug, Serialize)]
+pub struct DrainSettings {
+    /// Longest wait for the control plane to confirm that peers stopped sending. Default 5 s.
+    #[serde(with = "seconds")]
+    pub notice: Duration,
+    /// Longest wait for what is in flight. Default 30 s.
+    #[serde(with = "seconds")]
+    pub grace: Duration,
+}
+
+impl Default for DrainSettings {
+    fn default() -> Self {
+        Self { notice: Duration::from_secs(5), grace: Duration::from_secs(30) }
+    }
+}
+
+mod seconds {
+    use std::time::Duration;
+
+    use serde::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{value:?}"))
+    }
+}
