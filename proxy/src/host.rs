@@ -81,6 +81,14 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
     socket.connect(address).await
 }
 
+/// The addresses of a name, asked of the system's resolver.
+///
+/// # Errors
+/// The resolver's, unchanged.
+pub async fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name, port)).await?.collect())
+}
+
 /// How an outgoing connection differs from the ordinary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectOptions {

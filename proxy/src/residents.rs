@@ -1,0 +1,99 @@
+//! What lives as long as the process, as the journeys see it.
+//!
+//! Made by `sidecar`, shared by every worker; nothing here decides anything.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+use crate::{
+    config::demand::Demand,
+    drain::DrainWatch,
+    http::serve::ServeSettings,
+    identity::Identity,
+    settings::Settings,
+    telemetry::{LabelId, Telemetry, WorkerTelemetry},
+    upstream::{Dialer, Mesh, Upstreams, local::Applications, passthrough::Outside},
+};
+
+/// Everything that requests and connections share.
+#[derive(Debug)]
+pub struct Residents {
+    pub settings: Settings,
+    pub identity: Arc<Identity>,
+    pub telemetry: Arc<Telemetry>,
+    pub upstreams: Upstreams,
+    pub applications: Applications,
+    pub outside: Outside,
+    pub dialer: Arc<Dialer>,
+    pub demand: Demand,
+    pub serve: ServeSettings,
+    pub serve_mesh: ServeSettings,
+    /// Fires when inbound connections should finish.
+    pub inbound_drain: DrainWatch,
+    /// Fires when outbound connections should finish.
+    pub outbound_drain: DrainWatch,
+    mesh: ArcSwapOption<Mesh>,
+}
+
+/// One worker's share.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub index: usize,
+    pub telemetry: Arc<WorkerTelemetry>,
+    pub residents: Arc<Residents>,
+}
+
+/// Parts of [`Residents`] that `sidecar` chooses.
+#[derive(Debug)]
+pub struct Parts {
+    pub settings: Settings,
+    pub identity: Arc<Identity>,
+    pub telemetry: Arc<Telemetry>,
+    pub upstreams: Upstreams,
+    pub demand: Demand,
+    pub inbound_drain: DrainWatch,
+    pub outbound_drain: DrainWatch,
+    pub workers: usize,
+}
+
+impl Residents {
+    pub fn new(parts: Parts) -> Self {
+        let settings = parts.settings;
+        let dialer = Dialer {
+            identity: Arc::clone(&parts.identity),
+            timeouts: settings.timeouts.clone(),
+            limits: settings.limits.clone(),
+            mark: settings.listeners.transparent.as_ref().and_then(|transparent| transparent.mark),
+        };
+        Self {
+            serve: ServeSettings::new(&settings, false),
+            serve_mesh: ServeSettings::new(&settings, true),
+            settings,
+            identity: parts.identity,
+            telemetry: parts.telemetry,
+            upstreams: parts.upstreams,
+            applications: Applications::new(parts.workers),
+            outside: Outside::new(parts.workers, LabelId::UNKNOWN),
+            dialer: Arc::new(dialer),
+            demand: parts.demand,
+            inbound_drain: parts.inbound_drain,
+            outbound_drain: parts.outbound_drain,
+            mesh: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The newest picture; `None` before the first. Whoever takes it keeps it for the whole request.
+    pub fn mesh(&self) -> Option<Arc<Mesh>> {
+        self.mesh.load_full()
+    }
+
+    /// Puts a new picture in force for every request that starts from now on.
+    pub fn publish(&self, view: Arc<crate::config::view::View>) {
+        let previous = self.mesh.load_full();
+        let generation = view.generation;
+        let mesh = self.upstreams.join(view, previous.as_deref());
+        self.mesh.store(Some(Arc::new(mesh)));
+        self.telemetry.config_swapped(generation);
+    }
+}
