@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    runtime::Runtime,
     task::JoinHandle,
 };
 
@@ -65,6 +66,17 @@ where
     R: Send + 'static,
 {
     tokio::task::spawn_blocking(work)
+}
+
+/// A runtime: on the thread that blocks on it for `threads` of 1, work-stealing beyond.
+///
+/// # Errors
+/// The operating system's, unchanged.
+pub fn runtime(threads: usize) -> io::Result<Runtime> {
+    if threads <= 1 {
+        return tokio::runtime::Builder::new_current_thread().enable_all().build();
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
 /// Any connected byte stream.

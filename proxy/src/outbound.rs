@@ -19,8 +19,7 @@ use crate::{
     failure::{Failure, Reason},
     host::{self, Instant, Stream},
     http::{
-        body::Body,
-        grpc, headers,
+        Body, grpc, headers,
         normalize::{self, normalize},
         reply::reply,
         serve::{self, Version},
@@ -29,14 +28,13 @@ use crate::{
     relay::{self, Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline},
-    route::{Action, Leg},
     telemetry::{self, ConnectionRecord, Direction, ListenerKind, RequestRecord},
     upstream::{
-        RouteBackend,
-        exchange::{Carrier, Exchange},
+        Toward,
+        exchange::Exchange,
         opaque,
-        rule::{self, Chosen, Toward},
-        settle::{self, Settled},
+        rule::{self, Chosen},
+        settle::{self, Settled, Uploaded},
     },
 };
 
@@ -66,9 +64,9 @@ enum Scope {
 /// Carries one connection from accept to close.
 pub async fn serve_connection(accepted: Accepted, way: Way, worker: Worker) {
     let _active = worker.telemetry.connection_accepted(match way {
-        Way::Proxy => ListenerKind::OutboundProxy,
-        Way::Service { .. } => ListenerKind::OutboundLocal,
-        Way::Intercepted => ListenerKind::OutboundTransparent,
+        Way::Proxy => ListenerKind::Outbound,
+        Way::Service { .. } => ListenerKind::Local,
+        Way::Intercepted => ListenerKind::TransparentOutbound,
     });
     let scope = match way {
         Way::Proxy => Scope::Proxy,
@@ -142,7 +140,7 @@ async fn detect<S: Stream>(
     let mut opened = tokio::select! {
         biased;
         detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
-        opened = opaque::open(toward, worker.carrier()) => opened?,
+        opened = opaque::open(toward, worker.carrier(Direction::Outbound)) => opened?,
     };
     let limit = worker.residents.settings.timeouts.detect;
     let mut first = bytes::BytesMut::with_capacity(1024);
@@ -195,14 +193,13 @@ async fn forward_opaque<S: Stream>(
     peer: SocketAddr,
     worker: &Worker,
 ) -> Result<(), Failure> {
-    let counts = Arc::new(Counts::default());
-    let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Outbound, host::now(), Arc::clone(&counts));
-    record.downstream(peer);
-    record.source(telemetry::LabelId::OWN);
+    let counts = Counts::default();
+    let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Outbound, host::now());
+    record.describe(|log| log.downstream_remote = Some(peer));
     record.destination(toward.labels());
     let opened = match opened {
         Some(opened) => opened,
-        None => match opaque::open(toward, worker.carrier()).await {
+        None => match opaque::open(toward, worker.carrier(Direction::Outbound)).await {
             Ok(opened) => opened,
             Err(failure) => {
                 record.failure(failure.reason);
@@ -211,8 +208,8 @@ async fn forward_opaque<S: Stream>(
         },
     };
     record.destination(opened.labels);
-    record.upstream(opened.address);
     record.security(opened.security());
+    record.established(opened.address);
     let settings = &worker.residents.settings;
     let limits = RelayLimits {
         buffer_bytes: settings.limits.connection_buffer_bytes,
@@ -220,7 +217,8 @@ async fn forward_opaque<S: Stream>(
         half_close: settings.timeouts.half_close,
     };
     let upstream = Rewound::with(opened.io, opened.first);
-    match relay::relay(io, upstream, limits, &counts).await {
+    let relayed = settle::relayed(io, upstream, limits, &counts, &mut record).await;
+    match relayed {
         Ok(()) => Ok(()),
         Err(error) => {
             let reason = match &error {
@@ -253,20 +251,23 @@ async fn serve_http<S: Stream + 'static>(
 async fn serve_request(mut request: Request<Body>, scope: Arc<Scope>, peer: SocketAddr, worker: Worker) -> Response<Body> {
     let started = host::now();
     let mut record = RequestRecord::open(&worker.telemetry, Direction::Outbound, started);
-    record.request(&request, peer);
-    record.source(telemetry::LabelId::OWN);
+    record.head(request.method(), request.uri(), request.version(), request.headers());
+    record.describe(|log| log.connection.downstream_remote = Some(peer));
     let grpc = grpc::is_grpc(request.headers());
+    if grpc {
+        record.protocol(telemetry::RequestProtocol::Grpc);
+    }
     if request.method() == http::Method::CONNECT && matches!(*scope, Scope::Proxy) {
         return match open_tunnel(&mut request, peer, &worker).await {
             Ok(response) => settle::own(response, record),
-            Err(failure) => settle::own(reply(&failure, false), record.failed(&failure)),
+            Err(failure) => settle::failed(reply(&failure, false), &failure, record),
         };
     }
     match answer(request, &scope, started, &worker, &mut record).await {
-        Ok(settled) => settled.attach(record),
+        Ok((settled, uploaded)) => settled.attach(record, uploaded),
         Err(failure) => {
             debug!(%failure, "request failed");
-            settle::own(reply(&failure, grpc), record.failed(&failure))
+            settle::failed(reply(&failure, grpc), &failure, record)
         }
     }
 }
@@ -277,7 +278,7 @@ async fn answer(
     started: Instant,
     worker: &Worker,
     record: &mut RequestRecord,
-) -> Result<Settled, Failure> {
+) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
@@ -289,25 +290,25 @@ async fn answer(
 
     let (parts, body) = request.into_parts();
     let chosen = match rule::choose(&toward, &parts)? {
-        Chosen::Redirect(response) => return Ok(Settled::own(response)),
+        Chosen::Redirect(response) => return Ok((Settled::own(response), None)),
         Chosen::Forward(forward) => forward,
     };
     if let Some(name) = chosen.rule_name() {
-        record.route(Arc::clone(name));
+        record.route(name);
     }
     let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
     let head = chosen.head(parts, authority, wanted.clone())?;
-    let body = settle::upload(body, residents, record);
-    let mut exchange = Exchange::new(chosen.route, worker.carrier(), head, body);
-    let outcome = call(chosen.plan(deadline), &mut exchange).await;
+    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
+    let outcome = call(chosen.plan(deadline, &residents.default_retry), &mut exchange).await;
     record.retries(exchange.tried().saturating_sub(1));
     if let Some(endpoint) = exchange.endpoint() {
         record.destination(endpoint.labels);
         record.upstream(endpoint.address);
         record.security(endpoint.transport.security());
     }
-    let outcome = settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(), record).await?;
-    Ok(outcome.edited(&chosen).within(deadline).upgraded(wanted, leaving, residents))
+    let outcome = settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record).await?;
+    Ok((outcome.edited(&chosen).within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
 }
 
 /// Answers CONNECT and carries what comes through it like a connection of its own.
@@ -394,11 +395,5 @@ fn look(mesh: &crate::upstream::Mesh, scope: &Scope, authority: Option<&Authorit
         (Scope::Address(address), _) => mesh.toward_address(*address),
         (Scope::Proxy, Some(authority)) => mesh.toward_name(authority.host(), authority.port_u16().unwrap_or(80)),
         (Scope::Proxy, None) => None,
-    }
-}
-
-impl Worker {
-    fn carrier(&self) -> Carrier<'_> {
-        Carrier { worker: self.index, dialer: &self.residents.dialer, telemetry: &self.telemetry }
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// One backend as one view describes it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Backend {
     /// "host:port" or "host:port/subset".
     pub name: Arc<str>,

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -22,8 +23,10 @@ use crate::{
 /// Transitions kept for display.
 const HISTORY: usize = 64;
 
+/// Told about every transition, after it happened.
+pub type Observer = Arc<dyn Fn(&BreakerCell, Transition) + Send + Sync>;
+
 /// One breaker.
-#[derive(Debug)]
 pub struct BreakerCell {
     /// "namespace/name" of the CircuitBreaker.
     pub name: Arc<str>,
@@ -33,7 +36,7 @@ pub struct BreakerCell {
     pub backend: Arc<str>,
     breaker: Mutex<Breaker>,
     history: Mutex<VecDeque<Past>>,
-    observers: Arc<dyn Fn(&BreakerCell, Transition) + Send + Sync>,
+    observer: Observer,
     fallbacks: Arc<AtomicU32>,
     fallbacks_served: AtomicU64,
 }
@@ -58,9 +61,14 @@ pub struct FallbackSlot {
     count: Arc<AtomicU32>,
 }
 
-impl std::fmt::Debug for dyn Fn(&BreakerCell, Transition) + Send + Sync {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("observer")
+impl fmt::Debug for BreakerCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BreakerCell")
+            .field("name", &self.name)
+            .field("rule", &self.rule)
+            .field("backend", &self.backend)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,7 +77,7 @@ impl BreakerCell {
         policy: Arc<BreakerPolicy>,
         rule: Arc<str>,
         backend: Arc<str>,
-        observers: Arc<dyn Fn(&Self, Transition) + Send + Sync>,
+        observer: Observer,
     ) -> Self {
         Self {
             name: Arc::clone(&policy.name),
@@ -77,7 +85,7 @@ impl BreakerCell {
             backend,
             breaker: Mutex::new(Breaker::new(policy, host::now())),
             history: Mutex::new(VecDeque::new()),
-            observers,
+            observer,
             fallbacks: Arc::default(),
             fallbacks_served: AtomicU64::new(0),
         }
@@ -126,7 +134,7 @@ impl BreakerCell {
         }
         history.push_back(Past { transition, at: host::wall_clock() });
         drop(history);
-        (self.observers)(self, transition);
+        (self.observer)(self, transition);
     }
 }
 

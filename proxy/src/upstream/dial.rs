@@ -25,6 +25,7 @@ use crate::{
     host::{self, ConnectOptions},
     identity::Identity,
     settings::{Limits, Timeouts},
+    telemetry::{Direction, Security, WorkerTelemetry},
     tls::{self, Alpn, Offer},
 };
 
@@ -38,6 +39,15 @@ pub struct Dialer {
     pub mark: Option<u32>,
 }
 
+/// What a worker lends to everything it carries.
+#[derive(Clone, Copy)]
+pub struct Carrier<'a> {
+    pub worker: usize,
+    pub direction: Direction,
+    pub dialer: &'a Arc<Dialer>,
+    pub telemetry: &'a Arc<WorkerTelemetry>,
+}
+
 /// A connection to an endpoint.
 #[derive(Debug)]
 pub enum Upstream {
@@ -45,7 +55,7 @@ pub enum Upstream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Dialer {
+impl Carrier<'_> {
     /// Connects, and for mesh transport proves and verifies identities.
     ///
     /// # Errors
@@ -58,16 +68,26 @@ impl Dialer {
         offer: Offer,
         connect_timeout: Duration,
     ) -> Result<(Upstream, Option<Alpn>), Failure> {
-        let tcp = self.connect(address, connect_timeout).await?;
+        let tcp = self.dialer.connect(address, connect_timeout).await?;
         let Transport::Mesh { expected, .. } = transport else {
+            self.telemetry.connection_secured(self.direction, Security::None);
             return Ok((Upstream::Plain(tcp), None));
         };
-        let configs = self.identity.current().ok_or(Reason::NotReady)?;
-        match tls::client::connect(tcp, &configs, offer, expected, self.timeouts.handshake).await {
-            Ok((stream, alpn)) => Ok((Upstream::Tls(Box::new(stream)), alpn)),
-            Err(error) => Err(Failure::new(error.reason()).because(error)),
+        let configs = self.dialer.identity.current().ok_or(Reason::NotReady)?;
+        match tls::client::connect(tcp, &configs, offer, expected, self.dialer.timeouts.handshake).await {
+            Ok((stream, alpn)) => {
+                self.telemetry.connection_secured(self.direction, Security::MutualTls);
+                Ok((Upstream::Tls(Box::new(stream)), alpn))
+            }
+            Err(error) => {
+                self.telemetry.handshake_failed(self.direction, error.handshake());
+                Err(Failure::new(error.reason()).because(error))
+            }
         }
     }
+}
+
+impl Dialer {
 
     /// A plain TCP connection with our socket options.
     ///

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use super::{
     backend::{Backend, RouteBackend},
     breakers::Ticket,
-    dial::Dialer,
+    dial::Carrier,
     endpoint::{Endpoint, Transport},
     http2::Stream,
     pool::{Http1Lease, Lease, Need},
@@ -25,7 +25,7 @@ use crate::{
     balance::load::InFlight,
     failure::{Failure, Reason, Sent},
     host,
-    http::{body::Body, grpc, headers, replay::Replay, reply, upgrade::Upgrade},
+    http::{Body, grpc, headers, replay::Replay, upgrade::Upgrade},
     resilience::{
         breaker,
         call::{Answered, Attempts},
@@ -34,7 +34,7 @@ use crate::{
         limits::{Held, Slot},
         retry::Repeatable,
     },
-    telemetry::{EjectionEvent, RetryRefusal, WorkerTelemetry},
+    telemetry::{EjectionEvent, RetryRefusal},
 };
 
 /// Everything of a request but its body, as it goes upstream.
@@ -57,16 +57,7 @@ pub enum Speaks {
     Upgrade(Upgrade),
 }
 
-/// What a worker lends to every request it carries.
-#[derive(Clone, Copy, Debug)]
-pub struct Carrier<'a> {
-    pub worker: usize,
-    pub dialer: &'a Arc<Dialer>,
-    pub telemetry: &'a Arc<WorkerTelemetry>,
-}
-
 /// One request under way.
-#[derive(Debug)]
 pub struct Exchange<'a> {
     route: &'a RouteBackend,
     carrier: Carrier<'a>,
@@ -81,6 +72,8 @@ pub struct Exchange<'a> {
 #[derive(Debug)]
 pub struct Answer {
     pub response: Response<Incoming>,
+    /// The breaker counts it as a failure.
+    pub failed: bool,
     pub holds: Holds,
 }
 
@@ -115,6 +108,11 @@ impl<'a> Exchange<'a> {
         self.tried
     }
 
+    /// Whether another backend may get it: nothing was sent, or it may be repeated.
+    pub fn may_go_elsewhere(&self, sent: Sent) -> bool {
+        sent == Sent::Nothing || self.repeatable().idempotent
+    }
+
     /// Gives the request up for another backend: head and body, if the body can still be sent.
     pub fn into_parts(mut self) -> Option<(Head, Replay)> {
         self.body.is_replayable().then(|| (self.head, std::mem::replace(&mut self.body, Replay::new(Body::empty(), 0))))
@@ -140,11 +138,7 @@ impl<'a> Exchange<'a> {
                 // A pooled connection that the far side closed in the same moment: nothing was processed if nothing left.
                 if lease.reused && unanswered.failure.sent == Sent::Nothing {
                     drop(lease);
-                    let mut fresh = self
-                        .route
-                        .backend
-                        .open_http1(endpoint, self.carrier.worker, self.carrier.dialer)
-                        .await?;
+                    let mut fresh = self.route.backend.open_http1(endpoint, self.carrier).await?;
                     let request = match unanswered.request {
                         Some(request) => request,
                         None => self.http1_request()?,
@@ -219,8 +213,7 @@ impl<'a> Exchange<'a> {
         };
         let mut sent = Sent::Nothing;
         let reached = async {
-            let lease =
-                self.route.backend.lease(endpoint, need, self.carrier.worker, self.carrier.dialer).await?;
+            let lease = self.route.backend.lease(endpoint, need, self.carrier).await?;
             sent = Sent::Maybe;
             let (response, connection) = self.send(endpoint, lease).await?;
             refused_by_sidecar(endpoint, &response)?;
@@ -264,9 +257,10 @@ impl Attempts for Exchange<'_> {
                 in_flight.answered(now.saturating_duration_since(started), now);
                 let (fault, result) = judge(response.status(), response.headers());
                 self.note(backend, &endpoint, fault);
+                let failed = result == breaker::Result::Failure;
                 report(ticket, result, started);
                 let holds = Holds { endpoint, connection, _in_flight: in_flight, _request: request };
-                Ok(Answer { response, holds })
+                Ok(Answer { response, failed, holds })
             }
             Err(failure) => {
                 if failure.reason.is_upstream_fault() {
@@ -287,9 +281,9 @@ impl Attempts for Exchange<'_> {
 
     fn take_retry(&mut self) -> Result<Held, RetryRefusal> {
         let backend = &self.route.backend;
-        let held = backend.hold(Slot::Retry).map_err(|_| RetryRefusal::Limit)?;
+        let held = backend.hold(Slot::Retry).map_err(|_| RetryRefusal::LimitReached)?;
         if !backend.state.budget.lock().withdraw(host::now()) {
-            return Err(RetryRefusal::Budget);
+            return Err(RetryRefusal::BudgetExhausted);
         }
         Ok(held)
     }
@@ -354,7 +348,7 @@ fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Incoming>) -> Res
     if !matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. }) {
         return Ok(());
     }
-    let Some(word) = response.headers().get(reply::ERROR_HEADER) else { return Ok(()) };
+    let Some(word) = response.headers().get(headers::ERROR) else { return Ok(()) };
     let untouched = [
         Reason::UpstreamConnectRefused,
         Reason::UpstreamConnectTimeout,

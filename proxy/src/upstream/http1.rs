@@ -11,7 +11,7 @@ use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::body::Body,
-    resilience::limits::Held,
+    upstream::pool::Hold,
     settings::Limits,
 };
 
@@ -26,7 +26,7 @@ pub struct Http1 {
     pub requests: u32,
     max_age: Duration,
     /// Its place among the backend's connections.
-    _slot: Option<Held>,
+    _hold: Hold,
 }
 
 /// A try that did not bring a response head.
@@ -41,7 +41,7 @@ pub struct Unanswered {
 ///
 /// # Errors
 /// When the connection breaks at once; nothing has been sent.
-pub async fn open(io: Upstream, limits: &Limits, max_age: Duration, slot: Option<Held>) -> Result<Http1, Failure> {
+pub async fn open(io: Upstream, limits: &Limits, max_age: Duration, hold: Hold) -> Result<Http1, Failure> {
     let mut builder = http1::Builder::new();
     builder.max_headers(limits.header_fields.max(1)).max_header_size(limits.http1_head_bytes.max(8192));
     builder.max_buf_size(limits.http1_head_bytes.max(8192));
@@ -52,7 +52,7 @@ pub async fn open(io: Upstream, limits: &Limits, max_age: Duration, slot: Option
         let _ = connection.with_upgrades().await;
     });
     let now = host::now();
-    Ok(Http1 { sender, born: now, idle_since: now, requests: 0, max_age, _slot: slot })
+    Ok(Http1 { sender, born: now, idle_since: now, requests: 0, max_age, _hold: hold })
 }
 
 impl Http1 {

@@ -18,7 +18,7 @@ use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::body::Body,
-    resilience::limits::Held,
+    upstream::pool::Hold,
     settings::{Limits, Timeouts},
 };
 
@@ -30,7 +30,7 @@ pub struct Http2 {
     born: Instant,
     max_age: Duration,
     max_streams: u32,
-    _slot: Option<Held>,
+    _hold: Hold,
 }
 
 /// One request's place on a connection; freed when dropped.
@@ -49,7 +49,7 @@ pub async fn open(
     timeouts: &Timeouts,
     max_age: Duration,
     max_streams: u32,
-    slot: Option<Held>,
+    hold: Hold,
 ) -> Result<Arc<Http2>, Failure> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -69,7 +69,7 @@ pub async fn open(
         // Its errors surface in the streams that were under way.
         let _ = connection.await;
     });
-    Ok(Arc::new(Http2 { sender, active: AtomicU32::new(0), born: host::now(), max_age, max_streams, _slot: slot }))
+    Ok(Arc::new(Http2 { sender, active: AtomicU32::new(0), born: host::now(), max_age, max_streams, _hold: hold }))
 }
 
 impl Http2 {

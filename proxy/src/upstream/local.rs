@@ -72,6 +72,15 @@ impl Applications {
         backend
     }
 
+    /// Drops connections that are closed or idle for too long; for one worker.
+    pub fn sweep(&self, worker: usize, now: crate::host::Instant, idle: Duration) {
+        for backend in self.cached.lock().values() {
+            for endpoint in &backend.endpoints {
+                endpoint.state.pool(worker).sweep(now, idle);
+            }
+        }
+    }
+
     /// Every application port that was reached.
     pub fn all(&self) -> Vec<Arc<Backend>> {
         self.cached.lock().values().cloned().collect()

@@ -14,25 +14,24 @@ use parking_lot::Mutex;
 
 use super::{
     backend::{Backend, BackendState, Fallback, RouteBackend},
-    breakers::BreakerCell,
+    breakers::{BreakerCell, Observer},
     destination::Destination,
     endpoint::{Endpoint, EndpointKey, Transport},
 };
 use crate::{
     config::view::{self, Map, PeerKind, Policy, TlsMode, View},
     host::Instant,
-    identity::SpiffeId,
+    identity::spiffe_id::SpiffeId,
     resilience::{
-        breaker::{BreakerPolicy, Transition},
+        breaker::BreakerPolicy,
         fallback::FallbackKind,
     },
-    route::{Leg, Target},
-    telemetry::{LabelId, LabelSet, Telemetry},
+    route::{Leg, RouteTable, Target},
+    telemetry::{LabelSet, Telemetry},
     tls::Expected,
 };
 
 /// One picture, ready to carry traffic.
-#[derive(Debug)]
 pub struct Mesh {
     pub view: Arc<View>,
     services: Map<Arc<str>, Arc<LiveService>>,
@@ -50,13 +49,11 @@ pub struct LiveService {
 }
 
 /// What outlives every view; makes the next [`Mesh`] out of the last.
-#[derive(Debug)]
 pub struct Upstreams {
     workers: usize,
     telemetry: Arc<Telemetry>,
     backends: Mutex<HashMap<Arc<str>, Weak<BackendState>>>,
     breakers: Mutex<HashMap<BreakerKey, Weak<BreakerCell>>>,
-    observer: Arc<dyn Fn(&BreakerCell, Transition) + Send + Sync>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -91,9 +88,8 @@ impl Mesh {
     }
 
     /// The endpoint that is reached directly at this address.
-    pub fn endpoint(&self, address: SocketAddr) -> Option<(&Arc<Backend>, &Arc<Endpoint>)> {
-        let (backend, index) = self.endpoints.get(&address)?;
-        Some((backend, backend.endpoints.get(*index)?))
+    pub fn endpoint(&self, address: SocketAddr) -> Option<(&Arc<Backend>, usize)> {
+        self.endpoints.get(&address).map(|(backend, index)| (backend, *index))
     }
 
     /// Every service, in no order.
@@ -139,12 +135,8 @@ impl LiveService {
 }
 
 impl Upstreams {
-    pub fn new(
-        workers: usize,
-        telemetry: Arc<Telemetry>,
-        observer: Arc<dyn Fn(&BreakerCell, Transition) + Send + Sync>,
-    ) -> Self {
-        Self { workers, telemetry, backends: Mutex::default(), breakers: Mutex::default(), observer }
+    pub fn new(workers: usize, telemetry: Arc<Telemetry>) -> Self {
+        Self { workers, telemetry, backends: Mutex::default(), breakers: Mutex::default() }
     }
 
     /// Every breaker that is in use.
@@ -244,7 +236,7 @@ impl Upstreams {
                 }
             };
             RouteTable::clone(table).map(
-                |rule, target| lead(&rule.name, rule.breaker.as_ref(), target),
+                |rule, target| lead(rule.name, rule.breaker, target),
                 |rule, target| lead(rule, None, target),
             )
         });
@@ -298,13 +290,25 @@ impl Upstreams {
                     policy,
                     Arc::clone(&key.rule),
                     Arc::clone(&key.backend),
-                    Arc::clone(&self.observer),
+                    self.observer(&key),
                 ));
                 breakers.insert(key, Arc::downgrade(&cell));
                 cell
             }
         };
         RouteBackend { backend, breaker: Some(cell), fallback }
+    }
+
+    /// Counts and logs the transitions of one breaker.
+    fn observer(&self, key: &BreakerKey) -> Observer {
+        let gauge = Mutex::new(self.telemetry.breaker(&key.name, &key.backend));
+        Arc::new(move |cell, transition| {
+            gauge.lock().changed(transition);
+            tracing::info!(
+                breaker = %cell.name, rule = %cell.rule, backend = %cell.backend,
+                from = transition.from.word(), to = transition.to.word(), "breaker changed state"
+            );
+        })
     }
 
     fn backend(&self, target: &Target, joining: &mut Joining<'_>) -> Option<Arc<Backend>> {

@@ -13,12 +13,15 @@ pub mod http1;
 pub mod http2;
 pub mod local;
 pub mod mesh;
+pub mod opaque;
 pub mod passthrough;
 pub mod pool;
+pub mod rule;
+pub mod settle;
 
 pub use backend::{Backend, RouteBackend};
 pub use breakers::BreakerCell;
-pub use destination::Destination;
-pub use dial::Dialer;
+pub use destination::{Destination, Toward};
+pub use dial::{Carrier, Dialer};
 pub use endpoint::Endpoint;
 pub use mesh::{Mesh, Upstreams};

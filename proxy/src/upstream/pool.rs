@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{
     backend::Backend,
-    dial::Dialer,
+    dial::{Carrier, Dialer},
     endpoint::{Endpoint, Transport},
     http1::{self, Http1},
     http2::{self, Http2, Stream},
@@ -19,11 +19,15 @@ use crate::{
     failure::{Failure, Reason},
     host::{self, Instant},
     resilience::limits::{Held, Slot},
+    telemetry::ActiveUpstream,
     tls::{Alpn, Offer},
 };
 
 /// Longest run of "somebody else took the stream I waited for" before giving up.
 const PATIENCE: usize = 64;
+
+/// What a connection occupies while it is open: a place among the backend's connections, and a count in the metrics.
+pub type Hold = (Option<Held>, ActiveUpstream);
 
 /// The connections of one endpoint that one worker owns.
 #[derive(Debug, Default)]
@@ -113,22 +117,21 @@ impl Backend {
         self: &Arc<Self>,
         endpoint: &Arc<Endpoint>,
         need: Need,
-        worker: usize,
-        dialer: &Arc<Dialer>,
+        carrier: Carrier<'_>,
     ) -> Result<Lease, Failure> {
-        let pool = endpoint.state.pool(worker);
+        let pool = endpoint.state.pool(carrier.worker);
         let multiplex = match (&endpoint.transport, need) {
-            (_, Need::Upgrade) => return self.open_http1(endpoint, worker, dialer).await.map(Lease::Http1),
+            (_, Need::Upgrade) => return self.open_http1(endpoint, carrier).await.map(Lease::Http1),
             (Transport::Mesh { multiplex: true, .. }, _) | (_, Need::Http2) => true,
             (_, Need::Http1) => false,
         };
         if multiplex {
-            return self.stream(endpoint, pool, dialer).await;
+            return self.stream(endpoint, pool, carrier).await;
         }
-        if let Some(connection) = pool.take_idle(host::now(), self.http1_idle(dialer)) {
-            return Ok(Lease::Http1(self.lend(connection, endpoint, worker, dialer)));
+        if let Some(connection) = pool.take_idle(host::now(), self.http1_idle(carrier.dialer)) {
+            return Ok(Lease::Http1(self.lend(connection, endpoint, carrier)));
         }
-        self.open_http1(endpoint, worker, dialer).await.map(Lease::Http1)
+        self.open_http1(endpoint, carrier).await.map(Lease::Http1)
     }
 
     /// A connection that has carried nothing yet, for the try after a reused one turned out to be closed.
@@ -138,30 +141,29 @@ impl Backend {
     pub async fn open_http1(
         self: &Arc<Self>,
         endpoint: &Arc<Endpoint>,
-        worker: usize,
-        dialer: &Arc<Dialer>,
+        carrier: Carrier<'_>,
     ) -> Result<Http1Lease, Failure> {
         let slot = match self.connection_slot() {
             Ok(slot) => slot,
-            Err(_) => match self.wait_for_connection(endpoint, worker, dialer).await? {
-                Waited::Connection(connection) => return Ok(self.lend(connection, endpoint, worker, dialer)),
+            Err(_) => match self.wait_for_connection(endpoint, carrier).await? {
+                Waited::Connection(connection) => return Ok(self.lend(connection, endpoint, carrier)),
                 Waited::Slot(slot) => slot,
             },
         };
-        let (io, _) =
-            dialer.dial(endpoint.address, &endpoint.transport, Offer::Http1, self.connect_timeout).await?;
-        let connection = http1::open(io, &dialer.limits, self.max_age(dialer), slot).await?;
-        Ok(self.lend(connection, endpoint, worker, dialer))
+        let (io, _) = carrier.dial(endpoint.address, &endpoint.transport, Offer::Http1, self.connect_timeout).await?;
+        let hold = (slot, carrier.telemetry.upstream_opened(carrier.direction));
+        let connection = http1::open(io, &carrier.dialer.limits, self.max_age(carrier.dialer), hold).await?;
+        Ok(self.lend(connection, endpoint, carrier))
     }
 
-    fn lend(self: &Arc<Self>, connection: Http1, endpoint: &Arc<Endpoint>, worker: usize, dialer: &Dialer) -> Http1Lease {
+    fn lend(self: &Arc<Self>, connection: Http1, endpoint: &Arc<Endpoint>, carrier: Carrier<'_>) -> Http1Lease {
         Http1Lease {
             reused: connection.requests > 0,
             connection: Some(connection),
             backend: Arc::clone(self),
             endpoint: Arc::clone(endpoint),
-            worker,
-            idle_limit: dialer.limits.idle_connections_per_endpoint,
+            worker: carrier.worker,
+            idle_limit: carrier.dialer.limits.idle_connections_per_endpoint,
         }
     }
 
@@ -182,15 +184,14 @@ impl Backend {
     async fn wait_for_connection(
         &self,
         endpoint: &Endpoint,
-        worker: usize,
-        dialer: &Dialer,
+        carrier: Carrier<'_>,
     ) -> Result<Waited, Failure> {
         let _pending = self.hold(Slot::Pending)?;
         let waiting = async {
             loop {
                 let freed = self.state.freed.notified();
                 if let Some(connection) =
-                    endpoint.state.pool(worker).take_idle(host::now(), self.http1_idle(dialer))
+                    endpoint.state.pool(carrier.worker).take_idle(host::now(), self.http1_idle(carrier.dialer))
                 {
                     return Waited::Connection(connection);
                 }
@@ -210,7 +211,7 @@ impl Backend {
         self: &Arc<Self>,
         endpoint: &Arc<Endpoint>,
         pool: &Pool,
-        dialer: &Arc<Dialer>,
+        carrier: Carrier<'_>,
     ) -> Result<Lease, Failure> {
         for _ in 0..PATIENCE {
             let mut opening = {
@@ -227,7 +228,7 @@ impl Backend {
                         let slot = self.connection_slot()?;
                         let (report, opening) = watch::channel(Opening::UnderWay);
                         shared.opening = Some(opening.clone());
-                        self.open_http2(Arc::clone(endpoint), endpoint.state_worker(pool), dialer, slot, report);
+                        self.open_http2(Arc::clone(endpoint), carrier, slot, report);
                         opening
                     }
                 }
@@ -248,15 +249,16 @@ impl Backend {
     fn open_http2(
         self: &Arc<Self>,
         endpoint: Arc<Endpoint>,
-        worker: usize,
-        dialer: &Arc<Dialer>,
+        carrier: Carrier<'_>,
         slot: Option<Held>,
         report: watch::Sender<Opening>,
     ) {
-        let (backend, dialer) = (Arc::clone(self), Arc::clone(dialer));
+        let (backend, dialer, telemetry) = (Arc::clone(self), Arc::clone(carrier.dialer), Arc::clone(carrier.telemetry));
+        let (worker, direction) = (carrier.worker, carrier.direction);
         host::spawn(async move {
+            let carrier = Carrier { worker, direction, dialer: &dialer, telemetry: &telemetry };
             let opened = async {
-                let (io, alpn) = dialer
+                let (io, alpn) = carrier
                     .dial(endpoint.address, &endpoint.transport, Offer::Http2, backend.connect_timeout)
                     .await?;
                 if alpn == Some(Alpn::MeshHttp1) {
@@ -267,7 +269,8 @@ impl Backend {
                     0 => dialer.limits.mesh_streams,
                     limit => limit.min(dialer.limits.mesh_streams),
                 };
-                http2::open(io, &dialer.limits, &dialer.timeouts, backend.max_age(&dialer), streams, slot).await
+                let hold = (slot, telemetry.upstream_opened(direction));
+                http2::open(io, &dialer.limits, &dialer.timeouts, backend.max_age(&dialer), streams, hold).await
             }
             .await;
             let mut shared = endpoint.state.pool(worker).http2.lock();
@@ -302,13 +305,6 @@ impl Backend {
 enum Waited {
     Connection(Http1),
     Slot(Option<Held>),
-}
-
-impl Endpoint {
-    /// Which worker's pool this is.
-    fn state_worker(&self, pool: &Pool) -> usize {
-        self.state.pools().iter().position(|other| std::ptr::eq(other, pool)).unwrap_or(0)
-    }
 }
 
 impl Http1Lease {
