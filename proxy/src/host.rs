@@ -79,6 +79,21 @@ pub fn runtime(threads: usize) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
+/// Raises the soft limit of open files to the hard one; leaves it where the system refuses.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || limit.maximum.is_none() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+/// CPUs this process may use: the cgroup's quota, rounded up, or what the scheduler allows; at least 1.
+pub fn cpu_limit() -> usize {
+    // Takes cgroup quotas and affinity into account on Linux.
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Any connected byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
