@@ -90,6 +90,14 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
     socket.connect(address).await
 }
 
+/// The addresses of "host:port"; the caller bounds the time.
+///
+/// # Errors
+/// The resolver's, unchanged.
+pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host(address).await?.collect())
+}
+
 /// How an outgoing connection differs from the ordinary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectOptions {
