@@ -117,12 +117,12 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
     socket.connect(address).await
 }
 
-/// The addresses of a name, asked of the system's resolver.
+/// The addresses of "host:port"; the caller bounds the time.
 ///
 /// # Errors
 /// The resolver's, unchanged.
-pub async fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    Ok(tokio::net::lookup_host((name, port)).await?.collect())
+pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host(address).await?.collect())
 }
 
 /// How an outgoing connection differs from the ordinary.

@@ -4,8 +4,14 @@
 //! the last good one over restarts. The data path never waits for the control plane; it may ask for a name
 //! it has not seen ([`demand`]) and then waits a bounded time.
 
+pub mod apply;
+pub mod connect;
 pub mod decode;
 pub mod demand;
+pub mod disk;
 pub mod fixed;
+mod interest;
+pub mod ledger;
 pub mod status;
+mod subscriber;
 pub mod view;
