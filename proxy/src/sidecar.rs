@@ -131,12 +131,14 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     let (demand, requests) = demand::channel(&settings.limits);
     let (inbound_drain, inbound_watch) = drain::drain();
     let (outbound_drain, outbound_watch) = drain::drain();
-    let identity = match &source {
-        Source::ControlPlane => Arc::new(Identity::new()),
-        Source::Fixed { material, .. } => {
-            Arc::new(Identity::fixed(material).map_err(|error| RunError::Identity(error.to_string()))?)
+    let (identity, fixed) = match source {
+        Source::ControlPlane => (Identity::new(), None),
+        Source::Fixed { view, material, updates } => {
+            let identity = Identity::fixed(material).map_err(|error| RunError::Identity(error.to_string()))?;
+            (identity, Some((view, updates)))
         }
     };
+    let identity = Arc::new(identity);
     let openings = openings(&mut settings)?;
     let residents = Arc::new(Residents::new(Parts {
         identity: Arc::clone(&identity),
@@ -170,13 +172,13 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
             first.notify_one();
         }
     };
-    match source {
-        Source::ControlPlane => {
+    match fixed {
+        None => {
             let options = config::Options::from_settings(&settings).map_err(|error| RunError::Config(error.to_string()))?;
             let (status, stop) = (Arc::clone(&sidecar.status), sidecar.stops.all.clone());
             host::spawn(config::run(options, Arc::clone(&identity), registered, requests, status, publish, stop));
         }
-        Source::Fixed { view, updates, .. } => {
+        Some((view, updates)) => {
             publish(view);
             host::spawn(follow(updates, Arc::clone(&identity), publish));
             host::spawn(demand::answer_absent(requests, sidecar.stops.all.clone()));
@@ -227,7 +229,7 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
 async fn follow(mut updates: mpsc::Receiver<Update>, identity: Arc<Identity>, publish: impl Fn(Arc<View>)) {
     while let Some(Update { view, material }) = updates.recv().await {
         if let Some(material) = material
-            && let Err(error) = identity.replace(&material)
+            && let Err(error) = identity.replace(material)
         {
             warn!(%error, "certificate was not replaced; the one before stays in use");
         }
