@@ -13,3 +13,6 @@ pub mod compile;
 
 pub mod control_plane;
 pub mod settings;
+
+pub mod demo; // the whole mesh and a small shop from one command
+pub mod cli; //  the command line
