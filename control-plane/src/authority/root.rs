@@ -165,8 +165,8 @@ fn make_root(trust_domain: &str) -> Result<(String, String), rcgen::Error> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params.serial_number = Some(sign::random_serial()?);
     let now = SystemTime::now();
-    params.not_before = sign::date(now - sign::BACKDATE);
-    params.not_after = sign::date(now + ROOT_LIFETIME);
+    params.not_before = rcgen::date_time_ymd(1970, 1, 1) + sign::since_1970(now - sign::BACKDATE);
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + sign::since_1970(now + ROOT_LIFETIME);
     let certificate = params.self_signed(&key)?;
     Ok((key.serialize_pem(), certificate.pem()))
 }

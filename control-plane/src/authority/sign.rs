@@ -8,7 +8,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
     Certificate, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType,
-    SerialNumber,
+    SerialNumber, date_time_ymd,
 };
 
 use super::{Authority, Identity};
@@ -59,8 +59,8 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(random_serial()?);
-        params.not_before = date(now - BACKDATE);
-        params.not_after = date(now + lifetime);
+        params.not_before = date_time_ymd(1970, 1, 1) + since_1970(now - BACKDATE);
+        params.not_after = date_time_ymd(1970, 1, 1) + since_1970(now + lifetime);
         params.signed_by(key, &self.issuer)
     }
 }
@@ -73,10 +73,9 @@ pub(super) fn random_serial() -> Result<SerialNumber, rcgen::Error> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-/// A moment as certificates write it; before 1970 becomes 1970.
-pub(super) fn date(at: SystemTime) -> impl Into<Moment> + Copy + DateTime {
-    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
+/// Seconds since 1970, to be added to that day; earlier moments become 1970.
+pub(super) fn since_1970(at: SystemTime) -> Duration {
+    Duration::from_secs(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 /// DER as PEM with lines of 64 characters (RFC 7468 §2).
