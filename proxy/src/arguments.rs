@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use crate::settings::{
-    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, Runtime,
+    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind,
     Settings, TelemetrySettings, Timeouts, overlay,
 };
 
@@ -168,8 +168,8 @@ impl SidecarArguments {
         }
         if let Some(runtime) = self.runtime {
             settings.runtime = match runtime {
-                RuntimeArgument::ThreadPerCore => Runtime::ThreadPerCore,
-                RuntimeArgument::MultiThread => Runtime::MultiThread,
+                RuntimeArgument::ThreadPerCore => RuntimeKind::ThreadPerCore,
+                RuntimeArgument::MultiThread => RuntimeKind::MultiThread,
             };
         }
         if let Some(access_log) = self.access_log {
@@ -358,7 +358,7 @@ pub fn defaults() -> Settings {
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: None,
-        runtime: Runtime::default(),
+        runtime: RuntimeKind::default(),
         state_dir: None,
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    runtime::Runtime,
     task::JoinHandle,
 };
 
@@ -67,6 +68,17 @@ where
     tokio::task::spawn_blocking(work)
 }
 
+/// A runtime: on the thread that blocks on it for `threads` of 1, work-stealing beyond.
+///
+/// # Errors
+/// The operating system's, unchanged.
+pub fn runtime(threads: usize) -> io::Result<Runtime> {
+    if threads <= 1 {
+        return tokio::runtime::Builder::new_current_thread().enable_all().build();
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
 /// Any connected byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
@@ -88,6 +100,14 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
         socket.bind(source)?;
     }
     socket.connect(address).await
+}
+
+/// The addresses of a name, asked of the system's resolver.
+///
+/// # Errors
+/// The resolver's, unchanged.
+pub async fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name, port)).await?.collect())
 }
 
 /// How an outgoing connection differs from the ordinary.

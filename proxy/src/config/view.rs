@@ -207,3 +207,40 @@ pub enum Health {
     Draining,
     Unready,
 }
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::LeastRequest,
+            limits: LimitPolicy::default(),
+            connect_timeout: None,
+            max_requests_per_connection: 0,
+            http_idle_timeout: None,
+            tcp_idle_timeout: None,
+            max_connection_duration: None,
+            max_concurrent_streams: 0,
+            ejection: None,
+            tls: TlsMode::Auto,
+            retry_budget: RetryBudgetPolicy::default(),
+            breaker: None,
+        }
+    }
+}
+
+impl Endpoint {
+    /// An address of which nothing else is known.
+    pub fn bare(address: std::net::SocketAddr) -> Self {
+        Self {
+            uid: Arc::from(address.to_string()),
+            address: address.ip(),
+            ports: Vec::new(),
+            identity: None,
+            labels: BTreeMap::new(),
+            locality: Arc::from(""),
+            weight: 1,
+            health: Health::Ready,
+            namespace: Arc::from(""),
+            workload: Arc::from(""),
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 /// The limits themselves; 0: none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LimitPolicy {
     pub max_connections: u32,
     pub max_pending_requests: u32,
