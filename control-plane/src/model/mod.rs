@@ -3,6 +3,8 @@
 //! Built from all objects and registered workloads at once; the order of either never matters. `compile` turns it into
 //! resources.
 
+pub mod protocol;
+
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 pub use outrigger_proto::mesh::PeerKind;
