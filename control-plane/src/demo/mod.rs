@@ -12,8 +12,11 @@ use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+mod binomial;
 mod http_client;
 pub mod shop;
+mod traffic;
+mod verdict;
 
 /// What `outrigger demo` was asked to do.
 #[derive(Args, Clone, Debug)]
