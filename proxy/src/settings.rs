@@ -4,10 +4,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+pub mod overlay;
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     pub node: NodeSettings,
     pub listeners: Listeners,
@@ -18,12 +20,26 @@ pub struct Settings {
     pub drain: DrainSettings,
     /// Worker threads; `None`: the CPU limit of the cgroup, or the number of CPUs.
     pub workers: Option<usize>,
+    /// How workers share the work. Default: thread per core.
+    #[serde(default)]
+    pub runtime: Runtime,
     /// Where the last good configuration is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
 }
 
+/// How workers share the work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runtime {
+    /// Every worker has its own thread, listener and connection pools; nothing moves between them but new connections.
+    #[default]
+    ThreadPerCore,
+    /// One runtime whose threads steal work from each other: for machines with very uneven load.
+    MultiThread,
+}
+
 /// Who this sidecar says it is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeSettings {
     pub namespace: String,
     /// Name of this instance, unique in its namespace.
@@ -36,7 +52,7 @@ pub struct NodeSettings {
 }
 
 /// Where connections come in.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Listeners {
     /// Explicit inbound: listen here, hand to the application there.
     pub inbound: Vec<InboundListener>,
@@ -55,17 +71,20 @@ pub struct Listeners {
 }
 
 /// One port of the application.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InboundListener {
     pub listen: SocketAddr,
     pub application: SocketAddr,
     /// What a Service's targetPort calls it: number and, if any, name. Default: the application's port.
+    /// In a file, zero or absent means the application's port.
+    #[serde(default)]
     pub target_port: u16,
+    #[serde(default)]
     pub port_name: String,
 }
 
 /// A port that leads to one service.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LocalListener {
     pub listen: SocketAddr,
     /// "service.namespace", or any other name of it.
@@ -74,7 +93,8 @@ pub struct LocalListener {
 }
 
 /// The two ports that redirect rules point to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TransparentListeners {
     /// Default [::]:15001.
     pub outbound: Vec<SocketAddr>,
@@ -88,8 +108,21 @@ pub struct TransparentListeners {
     pub mark: Option<u32>,
 }
 
+impl Default for TransparentListeners {
+    fn default() -> Self {
+        let any = std::net::IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+        Self {
+            outbound: vec![SocketAddr::new(any, 15001)],
+            inbound: vec![SocketAddr::new(any, 15006)],
+            address: None,
+            ports: Vec::new(),
+            mark: None,
+        }
+    }
+}
+
 /// Where configuration and certificates come from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ControlPlane {
     /// "host:port".
     pub address: String,
@@ -101,7 +134,7 @@ pub struct ControlPlane {
 }
 
 /// Every size and count that the outside can drive. All are enforced; none is zero-means-unlimited unless it says so.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of an HTTP/1 head. Default 64 KiB.
     pub http1_head_bytes: usize,
@@ -141,6 +174,9 @@ pub struct Limits {
     pub requests_per_connection: u64,
     /// Names waiting to be looked up at the control plane. Default 1000.
     pub pending_demands: usize,
+    /// Names followed because they were looked up, existing or not; past it the longest unused is forgotten.
+    /// Default 4096.
+    pub demanded_names: usize,
     /// Idle pooled connections to one endpoint and worker. Default 100.
     pub idle_connections_per_endpoint: usize,
 }
@@ -167,13 +203,14 @@ impl Default for Limits {
             handshakes: 1_000,
             requests_per_connection: 100_000,
             pending_demands: 1_000,
+            demanded_names: 4_096,
             idle_connections_per_endpoint: 100,
         }
     }
 }
 
 /// Every wait.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Timeouts {
     /// First byte of a downstream connection, where the client must speak first. Default 10 s.
     #[serde(with = "seconds")]
@@ -215,6 +252,9 @@ pub struct Timeouts {
     /// Wait for a name that was never seen. Default 250 ms.
     #[serde(with = "seconds")]
     pub demand: Duration,
+    /// A destination looked up on demand and not used for this long is no longer followed. Default 1800 s.
+    #[serde(with = "seconds")]
+    pub forget: Duration,
     /// Half-closed opaque connection. Default 3600 s.
     #[serde(with = "seconds")]
     pub half_close: Duration,
@@ -237,13 +277,14 @@ impl Default for Timeouts {
             ping_timeout: Duration::from_secs(5),
             tcp_user: Duration::from_secs(10),
             demand: Duration::from_millis(250),
+            forget: Duration::from_secs(1800),
             half_close: Duration::from_secs(3600),
         }
     }
 }
 
 /// Where what happened is written.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TelemetrySettings {
     pub access_log: AccessLog,
     /// Series kept per metric before further label sets are counted as "other". Default 10000.
@@ -257,9 +298,10 @@ impl Default for TelemetrySettings {
 }
 
 /// One line per request or connection, on standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLog {
+    #[default]
     Off,
     /// Istio's default text format.
     Text,
@@ -267,7 +309,7 @@ pub enum AccessLog {
 }
 
 /// How to stop.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DrainSettings {
     /// Longest wait for the control plane to confirm that peers stopped sending. Default 5 s.
     #[serde(with = "seconds")]
@@ -283,12 +325,51 @@ impl Default for DrainSettings {
     }
 }
 
+/// Durations as people write them: a number and its unit, "250ms", "10s", "1h30m".
+///
+/// Errors: what is wrong with the text, ready to show.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a duration (hint: a number and a unit, for example 250ms, 10s or 1h)");
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => return Err(wrong()),
+        };
+        // Whole nanoseconds, so that "250ms" is exactly that and not a binary fraction beside it.
+        let part = Duration::try_from_secs_f64((number * scale * 1e9).round() / 1e9).map_err(|_| wrong())?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = tail;
+    }
+    Ok(total)
+}
+
 mod seconds {
     use std::time::Duration;
 
-    use serde::Serializer;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{value:?}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::parse_duration(&text).map_err(D::Error::custom)
     }
 }
