@@ -25,6 +25,9 @@ const TAIL_LINES: usize = 8;
 /// Bytes of a log that are searched for them.
 const TAIL_BYTES: u64 = 4096;
 
+/// Variables beside `OUTRIGGER_*` that a sidecar reads.
+const OTHER_MESH_VARIABLES: [&str; 5] = ["POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT", "TRUST_DOMAIN", "INSTANCE_IP"];
+
 /// A process to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -34,6 +37,8 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Whether the process takes orders on standard input.
     pub orders: bool,
+    /// Whether it ends by itself, so that its end is no death.
+    pub brief: bool,
 }
 
 impl Launch {
@@ -48,7 +53,15 @@ impl Launch {
             program: program.as_ref().to_owned(),
             args: args.into_iter().map(Into::into).collect(),
             orders: false,
+            brief: false,
         }
+    }
+
+    /// The same, expected to end by itself.
+    #[must_use]
+    pub const fn brief(mut self) -> Self {
+        self.brief = true;
+        self
     }
 
     /// The same, taking orders on standard input, which closes when the demo ends.
@@ -98,8 +111,16 @@ impl fmt::Display for Death {
 
 impl std::error::Error for Death {}
 
+impl Death {
+    /// Whether it ended with exit code 0.
+    pub fn succeeded(&self) -> bool {
+        self.status.success()
+    }
+}
+
 struct Running {
     name: String,
+    brief: bool,
     child: Child,
     log: PathBuf,
     orders: Option<ChildStdin>,
@@ -133,32 +154,44 @@ impl Processes {
             .stdin(if launch.orders { Stdio::piped() } else { Stdio::null() })
             .stdout(output.try_clone()?)
             .stderr(output)
-            // What the user's shell says about a mesh must not change what this one does.
-            .env_remove("OUTRIGGER_ADMIN")
-            .env_remove("OUTRIGGER_TOKEN")
             .process_group(0);
+        // What the user's shell says about another mesh must not change what this one does.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("OUTRIGGER_") || OTHER_MESH_VARIABLES.contains(&text.as_ref()) {
+                command.env_remove(&name);
+            }
+        }
         let mut child = command.spawn()?;
         if let Some(guard) = &mut self.guard {
             guard.process(child.id());
         }
         let orders = child.stdin.take();
-        self.running.push(Running { name: launch.name.clone(), child, log, orders });
+        self.running.push(Running { name: launch.name.clone(), brief: launch.brief, child, log, orders });
         Ok(())
     }
 
     /// The first child that ended unasked, if any; it is forgotten by this.
     pub fn find_dead(&mut self) -> Option<Death> {
-        for index in 0..self.running.len() {
-            let Some(status) = self.running.get_mut(index).and_then(|one| one.child.try_wait().ok().flatten()) else {
-                continue;
-            };
-            let one = self.running.remove(index);
-            if let Some(guard) = &mut self.guard {
-                guard.gone(one.child.id());
-            }
-            return Some(Death { last_words: last_lines(&one.log), name: one.name, status });
+        self.take_ended(|one| !one.brief)
+    }
+
+    /// How a child that was expected to end has ended, if it has; it is forgotten by this.
+    pub fn find_ended(&mut self, name: &str) -> Option<Death> {
+        self.take_ended(|one| one.name == name)
+    }
+
+    fn take_ended(&mut self, wanted: impl Fn(&Running) -> bool) -> Option<Death> {
+        let ended = self.running.iter_mut().enumerate().filter(|(_, one)| wanted(one)).find_map(|(index, one)| {
+            let status = one.child.try_wait().ok().flatten()?;
+            Some((index, status))
+        });
+        let (index, status) = ended?;
+        let one = self.running.remove(index);
+        if let Some(guard) = &mut self.guard {
+            guard.gone(one.child.id());
         }
-        None
+        Some(Death { last_words: last_lines(&one.log), name: one.name, status })
     }
 
     /// Gives an order to a process that takes them.

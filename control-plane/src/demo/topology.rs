@@ -247,6 +247,7 @@ impl Plan {
         }
         Launch::new(format!("{}-intercept", placed.workload.name), program, args)
             .through(network.enter(placed.workload.name))
+            .brief()
     }
 }
 
