@@ -1,7 +1,9 @@
 //! When an endpoint is put aside and when it may return. Pure.
 //!
 //! Asked by `balance` before each pick; told by `upstream` after each response. Field names and meaning follow
-//! Istio's `outlierDetection`; times come in as `now`, never read here.
+//! Istio's `outlierDetection`; times come in as `now`, never read here. Two differences from Envoy, both gentler: an
+//! endpoint returns when its time is over and not at the next sweep, and a backend's only endpoint is not ejected
+//! (see [`may_eject`]). There is no sweep at all: what a sweep would do is computed when somebody asks.
 
 use std::time::Duration;
 
@@ -16,16 +18,36 @@ pub struct EjectionPolicy {
     pub consecutive_gateway_errors: u32,
     /// Only with `split_local_errors`; default 5.
     pub consecutive_local_failures: u32,
+    /// Whether [`Fault::Local`] has a count of its own; otherwise it counts as a gateway error. Default no.
     pub split_local_errors: bool,
-    /// Sweep interval, default 10 s: ejected endpoints return at sweeps.
+    /// After each such time without an ejection the next one is a step shorter. Default 10 s; zero: never shorter.
     pub interval: Duration,
-    /// First ejection; multiplied by how often it was ejected. Default 30 s.
+    /// First ejection; multiplied by how often it was ejected, up to [`MAX_EJECTION`] or this time itself, if longer.
+    /// Default 30 s.
     pub base_ejection_time: Duration,
-    /// Default 10; at least one endpoint may always be ejected.
+    /// Default 10; at least one endpoint may always be ejected (see [`may_eject`]). Zero: none.
     pub max_ejection_percent: u32,
-    /// Below this share of healthy endpoints ejection is ignored. Default 0.
+    /// Below this share of healthy endpoints ejection is ignored (see [`is_in_force`]). Default 0: never ignored.
     pub min_health_percent: u32,
 }
+
+impl Default for EjectionPolicy {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway_errors: 0,
+            consecutive_local_failures: 5,
+            split_local_errors: false,
+            interval: Duration::from_secs(10),
+            base_ejection_time: Duration::from_secs(30),
+            max_ejection_percent: 10,
+            min_health_percent: 0,
+        }
+    }
+}
+
+/// Longest ejection, unless `base_ejection_time` is longer (Envoy's `max_ejection_time`).
+pub const MAX_EJECTION: Duration = Duration::from_secs(300);
 
 /// What came of one try, as ejection sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,25 +64,110 @@ pub enum Fault {
 
 /// The record of one endpoint.
 #[derive(Debug, Default)]
-pub struct Ejection {}
+pub struct Ejection {
+    /// In a row, each of its kind.
+    errors_5xx: u32,
+    gateway_errors: u32,
+    local_failures: u32,
+    /// Put aside until then.
+    until: Option<Instant>,
+    /// How often it was ejected, less what has been forgiven since; counts as of `returned`.
+    times: u32,
+    /// When the last ejection was over.
+    returned: Option<Instant>,
+}
 
 impl Ejection {
     /// Notes an outcome. `true`: this endpoint should be ejected now, if the backend's share allows; the caller
     /// checks [`may_eject`] and then calls [`Ejection::eject`].
-    pub fn note(&mut self, _policy: &EjectionPolicy, _fault: Fault) -> bool {
-        false
+    ///
+    /// Outcomes of requests that were under way when it was ejected change nothing.
+    pub fn note(&mut self, policy: &EjectionPolicy, fault: Fault) -> bool {
+        if self.until.is_some() {
+            return false;
+        }
+        let fault = if fault == Fault::Local && !policy.split_local_errors { Fault::GatewayError } else { fault };
+        match fault {
+            Fault::None => (self.errors_5xx, self.gateway_errors, self.local_failures) = (0, 0, 0),
+            Fault::ServerError => {
+                self.errors_5xx = self.errors_5xx.saturating_add(1);
+                self.gateway_errors = 0;
+                self.local_failures = 0;
+            }
+            Fault::GatewayError => {
+                self.errors_5xx = self.errors_5xx.saturating_add(1);
+                self.gateway_errors = self.gateway_errors.saturating_add(1);
+                self.local_failures = 0;
+            }
+            // With split counts, what could not be reached says nothing about what it would have answered.
+            Fault::Local => self.local_failures = self.local_failures.saturating_add(1),
+        }
+        // Asks again at each further error while the share does not allow the ejection.
+        let reached = |count: u32, threshold: u32| threshold > 0 && count >= threshold;
+        reached(self.errors_5xx, policy.consecutive_5xx)
+            || reached(self.gateway_errors, policy.consecutive_gateway_errors)
+            || (policy.split_local_errors && reached(self.local_failures, policy.consecutive_local_failures))
     }
 
-    /// Puts it aside.
-    pub fn eject(&mut self, _policy: &EjectionPolicy, _now: Instant) {}
+    /// Puts it aside for the base time multiplied by how often it was ejected.
+    pub fn eject(&mut self, policy: &EjectionPolicy, now: Instant) {
+        self.times = self.times_ejected(policy, now).saturating_add(1);
+        let longest = MAX_EJECTION.max(policy.base_ejection_time);
+        let time = policy.base_ejection_time.saturating_mul(self.times).min(longest);
+        (self.errors_5xx, self.gateway_errors, self.local_failures) = (0, 0, 0);
+        self.until = Some(now.checked_add(time).unwrap_or_else(|| now + MAX_EJECTION));
+    }
 
     /// Whether it is put aside at `now`; brings it back when its time is over.
-    pub fn is_ejected(&mut self, _now: Instant) -> bool {
-        false
+    pub fn is_ejected(&mut self, now: Instant) -> bool {
+        match self.until {
+            Some(until) if until > now => true,
+            Some(until) => {
+                self.until = None;
+                self.returned = Some(until);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Until when it is put aside, as of the last question; `None`: it is not.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// How often it was ejected, less one for each whole interval since it came back.
+    pub fn times_ejected(&self, policy: &EjectionPolicy, now: Instant) -> u32 {
+        let forgiven = match self.returned {
+            Some(returned) if !policy.interval.is_zero() => {
+                now.saturating_duration_since(returned).as_nanos() / policy.interval.as_nanos()
+            }
+            _ => 0,
+        };
+        self.times.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+    }
+
+    /// Brings it back at once and forgets everything, for when the policy is taken away.
+    pub fn forget(&mut self) {
+        *self = Self::default();
     }
 }
 
 /// Whether one more of `total` endpoints may be ejected when `ejected` already are.
-pub fn may_eject(_policy: &EjectionPolicy, _total: usize, _ejected: usize) -> bool {
-    false
+///
+/// That is `max_ejection_percent` of them, rounded down; but one, if there are at least two endpoints and the percentage
+/// is not zero, because ten percent of three would otherwise eject none. A backend's only endpoint goes only at 100 percent:
+/// a bad answer is worth more than none.
+pub fn may_eject(policy: &EjectionPolicy, total: usize, ejected: usize) -> bool {
+    let percent = u128::from(policy.max_ejection_percent.min(100));
+    let share = percent * total as u128 / 100;
+    let allowed = if total >= 2 && percent > 0 { share.max(1) } else { share };
+    (ejected as u128) < allowed
+}
+
+/// Whether ejections count, with `healthy` (neither ejected nor failing health checks) of `total` endpoints: not below
+/// `min_health_percent`. When they do not, ejected endpoints are used like healthy ones, since so many failures mean
+/// that the fault is not theirs.
+pub fn is_in_force(policy: &EjectionPolicy, total: usize, healthy: usize) -> bool {
+    healthy as u128 * 100 >= u128::from(policy.min_health_percent.min(100)) * total as u128
 }
