@@ -251,18 +251,20 @@ async fn report(stage: &Stage, seen: &Mutex<Seen>) -> (Report, Vec<String>) {
 /// The end of the story in words.
 fn summarize(display: &Display, report: &Report, told: bool, broken: &[String]) {
     display.act("Summary");
-    display.plain(&format!(
-        "{} requests, {} failed, {} answered by the fallback; {} retries",
-        report.requests, report.failed, report.fallback_responses, report.retries
-    ));
-    display.plain(&format!(
-        "{} configuration swaps, {} requests failed during them; in effect everywhere after p50 {} ms, p99 {} ms",
-        report.config_swaps, report.failed_during_swaps, report.propagation_ms.p50, report.propagation_ms.p99
-    ));
-    display.plain(&format!(
-        "{} connections with mutual TLS, {} in plaintext",
-        report.mtls_connections, report.plaintext_connections
-    ));
+    if report.requests > 0 {
+        display.plain(&format!(
+            "{} requests, {} failed, {} answered by the fallback; {} retries",
+            report.requests, report.failed, report.fallback_responses, report.retries
+        ));
+        display.plain(&format!(
+            "{} configuration swaps, {} requests failed during them; in effect everywhere after p50 {} ms, p99 {} ms",
+            report.config_swaps, report.failed_during_swaps, report.propagation_ms.p50, report.propagation_ms.p99
+        ));
+        display.plain(&format!(
+            "{} connections with mutual TLS, {} in plaintext",
+            report.mtls_connections, report.plaintext_connections
+        ));
+    }
     for sentence in broken {
         display.cross(sentence);
     }

@@ -149,11 +149,12 @@ pub fn remove_all(prefix: &str) {
     }
     // Links inside a namespace go with it, and their other ends with them; the bridge is left.
     let links = ip(&["-o", "link", "show"]).unwrap_or_default();
-    let words: String = links.lines().filter_map(|line| line.split_whitespace().nth(1)).fold(String::new(), |mut all, word| {
-        all.push_str(word.trim_end_matches(':').split('@').next().unwrap_or_default());
-        all.push('\n');
-        all
-    });
+    let words: String =
+        links.lines().filter_map(|line| line.split_whitespace().nth(1)).fold(String::new(), |mut all, word| {
+            all.push_str(word.trim_end_matches(':').split('@').next().unwrap_or_default());
+            all.push('\n');
+            all
+        });
     for link in names(&words, prefix) {
         let _ = ip(&["link", "delete", &link]);
     }

@@ -3,10 +3,7 @@
 //! The reading of both is pure. Everything is asked of the sidecars' own admin ports, so the demo claims nothing that an
 //! operator could not see.
 
-use std::{
-    collections::BTreeMap,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;

@@ -139,11 +139,6 @@ impl Processes {
         Self { logs, running: Vec::new(), guard: Some(guard) }
     }
 
-    /// The guardian, to be told about more than processes.
-    pub const fn guard(&mut self) -> Option<&mut Guard> {
-        self.guard.as_mut()
-    }
-
     /// Starts a process; its output is appended to `NAME.log`.
     pub fn start(&mut self, launch: &Launch) -> io::Result<()> {
         let log = self.logs.join(format!("{}.log", launch.name));

@@ -119,11 +119,11 @@ impl Stage {
             self.start_workload(&mut control, placed).await?;
         }
         self.wait_for_sidecars(&mut control).await?;
-        control.in_effect(revision).await?;
+        let in_effect = control.in_effect(revision).await?;
         self.wait_for_front().await?;
         display.check(&format!(
             "{} sidecars and {} services ready in {:.1} s",
-            self.plan.placed.len(),
+            in_effect.sidecars,
             self.plan.placed.iter().filter(|placed| placed.workload.has_application).count(),
             started.elapsed().as_secs_f64()
         ));
@@ -182,7 +182,8 @@ impl Stage {
         let end = Instant::now() + READY_TIMEOUT;
         loop {
             let ready = control.ready_sidecars().await?;
-            let is_ready = |name: &str| ready.iter().any(|id| id == name || id.rsplit(['/', '~']).any(|part| part == name));
+            let is_ready =
+                |name: &str| ready.iter().any(|id| id == name || id.rsplit(['/', '~']).any(|part| part == name));
             let missing: Vec<&str> =
                 self.plan.placed.iter().map(|placed| placed.workload.name).filter(|name| !is_ready(name)).collect();
             if missing.is_empty() {

@@ -3,10 +3,7 @@
 //! Each act changes something the way a user would, watches traffic and sidecars, and says what it saw. An act fails
 //! only when it cannot go on (a timeout, a refused change); whether what was seen is good enough is for `verdict`.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{bail, ensure};
 use parking_lot::Mutex;
@@ -141,7 +138,11 @@ impl<'a> Story<'a> {
                 "{weight:>3} % wanted, {:>5.1} % of {} requests observed (believable: {low:.1} to {high:.1} %); {effect}",
                 step.observed_percent, step.requests
             );
-            if step.holds() { self.display.check(&text) } else { self.display.cross(&text) }
+            if step.holds() {
+                self.display.check(&text)
+            } else {
+                self.display.cross(&text)
+            }
             self.seen.lock().canary.push(step);
         }
         Ok(())
@@ -157,7 +158,11 @@ impl<'a> Story<'a> {
         self.stage.make_flaky(RATINGS, 0)?;
         let retries = self.stage.observer.all_counters().await?.retries.saturating_sub(before);
         let text = format!("{} requests, {retries} retries, {} failed", tally.requests, tally.failed);
-        if tally.failed == 0 && retries > 0 { self.display.check(&text) } else { self.display.cross(&text) }
+        if tally.failed == 0 && retries > 0 {
+            self.display.check(&text)
+        } else {
+            self.display.cross(&text)
+        }
         Ok(())
     }
 
@@ -178,7 +183,11 @@ impl<'a> Story<'a> {
             tokio::time::sleep(LOOK_AGAIN).await;
         };
         let text = format!("{} requests answered by the fallback, {} failed", tally.fallback, tally.failed);
-        if tally.fallback > 0 && tally.failed == 0 { self.display.check(&text) } else { self.display.cross(&text) }
+        if tally.fallback > 0 && tally.failed == 0 {
+            self.display.check(&text)
+        } else {
+            self.display.cross(&text)
+        }
 
         self.stage.restart_application(RATINGS)?;
         let back = Instant::now();
@@ -193,7 +202,11 @@ impl<'a> Story<'a> {
         self.stage.recorder.open_window();
         let tally = self.requests_in_window(50).await?;
         let text = format!("{} of {} requests answered in full again", tally.ok, tally.requests);
-        if tally.ok == tally.requests { self.display.check(&text) } else { self.display.cross(&text) }
+        if tally.ok == tally.requests {
+            self.display.check(&text)
+        } else {
+            self.display.cross(&text)
+        }
         Ok(())
     }
 
@@ -221,7 +234,11 @@ impl<'a> Story<'a> {
             slowest_us as f64 / 1000.0,
             tally.requests
         );
-        if failed == 0 { self.display.check(&text) } else { self.display.cross(&text) }
+        if failed == 0 {
+            self.display.check(&text)
+        } else {
+            self.display.cross(&text)
+        }
         Ok(())
     }
 
