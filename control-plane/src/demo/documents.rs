@@ -83,10 +83,9 @@ spec:
   window: 2s
   minimumRequests: 20
   failurePercent: 50
-  openDuration: 2s
-  maxOpenDuration: 4s
-  halfOpenRequests: 1
-  halfOpenSuccesses: 3
+  openFor: 2s
+  maxOpenFor: 4s
+  halfOpen: {{requests: 1, successes: 3}}
   fallback:
     maxConcurrent: 1000
     reply:

@@ -239,7 +239,7 @@ async fn report(stage: &Stage, seen: &Mutex<Seen>) -> (Report, Vec<String>) {
         failed_during_swaps: stage.recorder.failed_during_swaps(),
         canary: seen.canary.clone(),
         mtls_connections: counters.mtls_connections,
-        plaintext_connections: counters.plaintext_connections.saturating_sub(seen.refused_plaintext),
+        plaintext_connections: counters.plaintext_connections,
         retries: counters.retries,
         breaker_transitions: breaker.states,
         fallback_responses: total.fallback,

@@ -136,7 +136,9 @@ impl BreakerHistory {
     /// Reads `/clusters`; `None` when there is no breaker of this name yet.
     pub fn read(json: &[u8], name: &str) -> anyhow::Result<Option<Self>> {
         let clusters: Clusters = serde_json::from_slice(json).context("the answer of /clusters cannot be read")?;
-        let Some(breaker) = clusters.breakers.into_iter().find(|breaker| breaker.name == name) else {
+        // One CircuitBreaker may guard several rules; the one that moved most is the one traffic went through.
+        let named = clusters.breakers.into_iter().filter(|breaker| breaker.name == name);
+        let Some(breaker) = named.max_by_key(|breaker| breaker.transitions.len()) else {
             return Ok(None);
         };
         let mut states: Vec<String> = breaker.transitions.first().map(|first| first.from.clone()).into_iter().collect();
@@ -215,6 +217,7 @@ mod tests {
         // The report names the states in the order they were gone through.
         let json = br#"{"clusters": [], "breakers": [
             {"name": "shop/other", "backend": "x", "state": "open", "transitions": []},
+            {"name": "shop/ratings", "backend": "unused", "state": "closed", "transitions": []},
             {"name": "shop/ratings", "backend": "ratings", "state": "closed", "transitions": [
                 {"from": "closed", "to": "open", "at_ms": 1}, {"from": "open", "to": "half_open", "at_ms": 2},
                 {"from": "half_open", "to": "closed", "at_ms": 3}]}]}"#;

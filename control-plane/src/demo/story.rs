@@ -61,8 +61,6 @@ pub struct Seen {
     pub config_swaps: u64,
     /// Microseconds from stored to in effect everywhere, for each swap.
     pub propagation_us: Vec<u64>,
-    /// Connections in plaintext that the demo itself tried, to see them refused, and that a sidecar counted.
-    pub refused_plaintext: u64,
     /// Whether the last act is over.
     pub told: bool,
     /// Broken promises that only the acts can see.
@@ -100,11 +98,7 @@ impl<'a> Story<'a> {
             counters.mtls_connections, counters.plaintext_connections
         ));
         let Some(reviews) = self.stage.plan.place("reviews-v1") else { bail!("reviews v1 has no place") };
-        let before = self.stage.observer.counters("reviews-v1").await?.plaintext_connections;
         let answer = knock_in_plaintext(reviews.inbound).await;
-        // Whether a refused connection counts as one is the sidecar's choice; ours must not spoil the sum.
-        let after = self.stage.observer.counters("reviews-v1").await?.plaintext_connections;
-        self.seen.lock().refused_plaintext += after.saturating_sub(before);
         match judge_knock(&answer) {
             Ok(()) => self.display.check("a client without a certificate is refused by reviews (STRICT)"),
             Err(sentence) => self.broken(sentence),
