@@ -256,7 +256,7 @@ fn check_chain(
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
                 wrong(leaf_path, &format_args!("not signed by an authority in {}", root_path.display()))
             }
-            webpki::Error::RequiredEkuNotFound | webpki::Error::RequiredEkuNotFoundContext(_) => wrong(
+            webpki::Error::RequiredEkuNotFoundContext(_) => wrong(
                 leaf_path,
                 &format_args!(
                     "may not be used by a TLS {role} (hint: a sidecar is both; allow clientAuth and serverAuth)"
