@@ -4,10 +4,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+pub mod overlay;
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     pub node: NodeSettings,
     pub listeners: Listeners,
@@ -16,7 +18,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub telemetry: TelemetrySettings,
     pub drain: DrainSettings,
-    /// How worker threads share the work.
+    /// How worker threads share the work. Default: thread per core.
+    #[serde(default)]
     pub runtime: RuntimeKind,
     /// Worker threads; `None`: the CPU limit of the cgroup, or the number of CPUs.
     pub workers: Option<usize>,
@@ -25,7 +28,7 @@ pub struct Settings {
 }
 
 /// How worker threads share the work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RuntimeKind {
     /// Each thread has its own runtime, listeners and pools.
@@ -36,7 +39,7 @@ pub enum RuntimeKind {
 }
 
 /// Who this sidecar says it is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeSettings {
     pub namespace: String,
     /// Name of this instance, unique in its namespace.
@@ -49,7 +52,7 @@ pub struct NodeSettings {
 }
 
 /// Where connections come in.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Listeners {
     /// Explicit inbound: listen here, hand to the application there.
     pub inbound: Vec<InboundListener>,
@@ -68,17 +71,20 @@ pub struct Listeners {
 }
 
 /// One port of the application.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InboundListener {
     pub listen: SocketAddr,
     pub application: SocketAddr,
     /// What a Service's targetPort calls it: number and, if any, name. Default: the application's port.
+    /// In a file, zero or absent means the application's port.
+    #[serde(default)]
     pub target_port: u16,
+    #[serde(default)]
     pub port_name: String,
 }
 
 /// A port that leads to one service.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LocalListener {
     pub listen: SocketAddr,
     /// "service.namespace", or any other name of it.
@@ -87,7 +93,8 @@ pub struct LocalListener {
 }
 
 /// The two ports that redirect rules point to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TransparentListeners {
     /// Default [::]:15001.
     pub outbound: Vec<SocketAddr>,
@@ -101,8 +108,21 @@ pub struct TransparentListeners {
     pub mark: Option<u32>,
 }
 
+impl Default for TransparentListeners {
+    fn default() -> Self {
+        let any = std::net::IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+        Self {
+            outbound: vec![SocketAddr::new(any, 15001)],
+            inbound: vec![SocketAddr::new(any, 15006)],
+            address: None,
+            ports: Vec::new(),
+            mark: None,
+        }
+    }
+}
+
 /// Where configuration and certificates come from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ControlPlane {
     /// "host:port".
     pub address: String,
@@ -114,7 +134,7 @@ pub struct ControlPlane {
 }
 
 /// Every size and count that the outside can drive. All are enforced; none is zero-means-unlimited unless it says so.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of an HTTP/1 head. Default 64 KiB.
     pub http1_head_bytes: usize,
@@ -190,7 +210,7 @@ impl Default for Limits {
 }
 
 /// Every wait.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Timeouts {
     /// First byte of a downstream connection, where the client must speak first. Default 10 s.
     #[serde(with = "seconds")]
@@ -268,7 +288,7 @@ impl Default for Timeouts {
 }
 
 /// Where what happened is written.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TelemetrySettings {
     pub access_log: AccessLog,
     /// Series kept per metric before further label sets are counted as "other". Default 10000.
@@ -282,9 +302,10 @@ impl Default for TelemetrySettings {
 }
 
 /// One line per request or connection, on standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLog {
+    #[default]
     Off,
     /// Istio's default text format.
     Text,
@@ -292,7 +313,7 @@ pub enum AccessLog {
 }
 
 /// How to stop.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DrainSettings {
     /// Longest wait for the control plane to confirm that peers stopped sending. Default 5 s.
     #[serde(with = "seconds")]
@@ -308,12 +329,51 @@ impl Default for DrainSettings {
     }
 }
 
+/// Durations as people write them: a number and its unit, "250ms", "10s", "1h30m".
+///
+/// Errors: what is wrong with the text, ready to show.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a duration (hint: a number and a unit, for example 250ms, 10s or 1h)");
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => return Err(wrong()),
+        };
+        // Whole nanoseconds, so that "250ms" is exactly that and not a binary fraction beside it.
+        let part = Duration::try_from_secs_f64((number * scale * 1e9).round() / 1e9).map_err(|_| wrong())?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = tail;
+    }
+    Ok(total)
+}
+
 mod seconds {
     use std::time::Duration;
 
-    use serde::Serializer;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{value:?}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::parse_duration(&text).map_err(D::Error::custom)
     }
 }
