@@ -36,7 +36,9 @@ pub enum ConnectError {
     Resolve { address: String, source: io::Error },
     #[error("cannot connect to control plane {address:?}: {source} (hint: is it running, and is the address right?)")]
     Connect { address: String, source: io::Error },
-    #[error("TLS with control plane {address:?} failed: {source} (hint: are token or root file of this control plane?)")]
+    #[error(
+        "TLS with control plane {address:?} failed: {source} (hint: are token or root file of this control plane?)"
+    )]
     Tls { address: String, source: io::Error },
     #[error("HTTP/2 with control plane failed: {0}")]
     Http(#[from] hyper::Error),

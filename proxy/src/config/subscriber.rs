@@ -159,7 +159,7 @@ impl Subscriber {
     /// A stream is open; nothing was said on it yet.
     pub(super) fn connected(&mut self) {
         self.ledger.reset();
-        self.stream = Some(StreamState { draining_told: self.registration.draining, ..StreamState::default() });
+        self.stream = Some(StreamState::default());
     }
 
     /// The stream is gone, and with it everything that was owed on it.
@@ -253,7 +253,8 @@ impl Subscriber {
     pub(super) fn sweep(&mut self, used: &[Arc<str>], now: Instant) {
         let used: BTreeSet<&str> = used.iter().map(AsRef::as_ref).collect();
         let held = &self.held;
-        let forgotten = self.interest.sweep(|name| used.contains(held.real_name(Kind::Service, name)), self.unused, now);
+        let forgotten =
+            self.interest.sweep(|name| used.contains(held.real_name(Kind::Service, name)), self.unused, now);
         self.unsaved |= forgotten;
     }
 
@@ -277,14 +278,14 @@ impl Subscriber {
         self.interest.answer(known(&self.held, &self.assembler));
         let Some(stream) = &mut self.stream else { return };
         let mut waiting = VecDeque::new();
-        let mut room = PENDING_RESPONSES;
-        for pending in std::mem::take(&mut stream.pending).into_iter().rev() {
+        let mut surplus = stream.pending.len().saturating_sub(PENDING_RESPONSES);
+        for pending in std::mem::take(&mut stream.pending) {
             let in_effect = pending.accepted.iter().all(|name| self.assembler.in_effect(pending.kind, name));
-            if !in_effect && room > 0 {
-                room -= 1;
-                waiting.push_front(pending);
+            if !in_effect && surplus == 0 {
+                waiting.push_back(pending);
                 continue;
             }
+            surplus = surplus.saturating_sub(1);
             stream.outbox.push_back(answer(pending.kind.type_url().to_owned(), pending.nonce, &pending.refused));
             stream.revision = pending.revision;
         }
@@ -320,9 +321,9 @@ impl Subscriber {
         self.stream.as_mut()?.outbox.pop_front()
     }
 
-    /// Whether there is a request to send.
-    pub(super) fn has_request(&self) -> bool {
-        self.stream.as_ref().is_some_and(|stream| !stream.outbox.is_empty())
+    /// Number of requests to send.
+    pub(super) fn unsent(&self) -> usize {
+        self.stream.as_ref().map_or(0, |stream| stream.outbox.len())
     }
 
     /// When to step again even if nothing happens.
@@ -364,8 +365,8 @@ impl Subscriber {
     }
 }
 
-/// Requests that may wait to be sent before differences of interest are left to add up.
-const MAX_UNSENT: usize = 16;
+/// Requests that may wait to be sent before nothing more is taken in and differences of interest are left to add up.
+pub(super) const MAX_UNSENT: usize = 16;
 
 const _: () = assert!(PATIENCE.as_secs() < super::ledger::ANSWER_TIMEOUT.as_secs(), "waiting for an answer ends later");
 

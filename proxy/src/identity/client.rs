@@ -66,7 +66,9 @@ pub enum SigningError {
     Connect(#[from] ConnectError),
     #[error("control plane did not sign in time")]
     Timeout,
-    #[error("control plane refused this workload: {0} (hint: is the token valid for this namespace and service account?)")]
+    #[error(
+        "control plane refused this workload: {0} (hint: is the token valid for this namespace and service account?)"
+    )]
     Refused(String),
     #[error("control plane failed to sign: {0}")]
     Failed(String),
@@ -95,7 +97,8 @@ pub async fn keep(identity: Arc<Identity>, options: Options, stop: CancellationT
                 wait
             }
             Err(error) => {
-                with_certificate = !(with_certificate && matches!(error, SigningError::Refused(_) | SigningError::Connect(_)));
+                with_certificate =
+                    !(with_certificate && matches!(error, SigningError::Refused(_) | SigningError::Connect(_)));
                 let wait = renewal.failed(host::random_unit());
                 warn!(%error, retry_in = ?wait, still_valid = identity.current().is_some(), "no new certificate");
                 wait
@@ -119,7 +122,7 @@ async fn renew(identity: &Identity, options: &Options, with_certificate: bool) -
         (None, Some(_)) => None,
         (None, None) => return Err(SigningError::NoToken),
     };
-    let trust = trust(options, identity, token.as_ref())?;
+    let trust = trust(&options.control_plane, &node.trust_domain, identity, token.as_ref())?;
     let config = Arc::new(client_config(trust, material.as_deref())?);
     let channel = connect(&options.control_plane.address, config, options.mark, TIMEOUT).await?;
     let token = token.filter(|_| material.is_none());
@@ -132,9 +135,14 @@ async fn renew(identity: &Identity, options: &Options, with_certificate: bool) -
 ///
 /// # Errors
 /// When there is nothing of these.
-pub(crate) fn trust(options: &Options, identity: &Identity, token: Option<&Token>) -> Result<Trust, SigningError> {
+pub(crate) fn trust(
+    control_plane: &ControlPlane,
+    trust_domain: &str,
+    identity: &Identity,
+    token: Option<&Token>,
+) -> Result<Trust, SigningError> {
     let mut roots = identity.material().map(|material| material.roots.clone()).unwrap_or_default();
-    if let Some(path) = &options.control_plane.root_file {
+    if let Some(path) = &control_plane.root_file {
         let unusable = |reason: String| SigningError::RootFile { path: path.display().to_string(), reason };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))?;
         let before = roots.len();
@@ -149,7 +157,7 @@ pub(crate) fn trust(options: &Options, identity: &Identity, token: Option<&Token
     if roots.is_empty() && pin.is_none() {
         return Err(SigningError::NoTrust);
     }
-    Ok(Trust { roots, pin, server: control_plane_id(&options.node.trust_domain) })
+    Ok(Trust { roots, pin, server: control_plane_id(trust_domain) })
 }
 
 /// Has a fresh key signed over an open connection.

@@ -3,10 +3,7 @@
 //! `client` puts in what the authority signed, `config` the roots of the trust domain; handshakes take what is
 //! there now. Established connections keep what they were made with. Keys live here and nowhere else.
 
-use std::{
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;

@@ -23,7 +23,9 @@ pub struct Token {
 /// Why a token cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    #[error("join token is malformed (hint: it reads orj1.<id>.<secret>.<pin>; make one with `outrigger token create`)")]
+    #[error(
+        "join token is malformed (hint: it reads orj1.<id>.<secret>.<pin>; make one with `outrigger token create`)"
+    )]
     Malformed,
     #[error("token file {path:?} cannot be read: {source} (hint: give a join token or a readable file that holds one)")]
     Unreadable { path: String, source: std::io::Error },
@@ -81,7 +83,8 @@ impl Token {
 fn pin_bytes(hex: &str) -> Option<[u8; 32]> {
     let digits: Option<Vec<u8>> =
         hex.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
-    let bytes: Vec<u8> = digits?.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    let bytes: Vec<u8> =
+        digits?.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
     (hex.len() == 64).then(|| bytes.try_into().ok()).flatten()
 }
 

@@ -70,15 +70,7 @@ impl Verifier {
             .filter_map(|root| webpki::anchor_from_trusted_cert(root).ok())
             .collect();
         certificate
-            .verify_for_usage(
-                webpki::ALL_VERIFICATION_ALGS,
-                &anchors,
-                chain,
-                now,
-                KeyUsage::server_auth(),
-                None,
-                None,
-            )
+            .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, chain, now, KeyUsage::server_auth(), None, None)
             .map_err(|error| match error {
                 webpki::Error::CertExpired { .. } => CertificateError::Expired,
                 webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
@@ -184,7 +176,14 @@ mod tests {
             ("pin of another root", vec![], Some(pin(&theirs)), &good, vec![root.clone()], false),
             ("another workload of the mesh", vec![root.clone()], None, &neighbour, vec![], false),
             ("signed by another root", vec![root.clone()], None, &forged, vec![other.clone()], false),
-            ("pinned root presented, but signed by another", vec![], Some(pin(&ours)), &forged, vec![root, other], false),
+            (
+                "pinned root presented, but signed by another",
+                vec![],
+                Some(pin(&ours)),
+                &forged,
+                vec![root, other],
+                false,
+            ),
             ("nothing trusted", vec![], None, &good, vec![ours.der().clone()], false),
         ];
         for (case, roots, pin, leaf, chain, expected) in table {

@@ -42,7 +42,7 @@ fn http_rule(rule: &mesh::HttpRule) -> Checked<HttpRule<Target>> {
         try_timeout: duration(rule.try_timeout.as_ref()).in_field("try_timeout")?,
         retry: match &rule.retry {
             Some(value) => Arc::new(retry(value).in_field("retry")?),
-            None => Arc::new(default_retry()),
+            None => Arc::default(),
         },
         breaker: match &rule.breaker {
             Some(value) => Some(Arc::new(breaker(value).in_field("breaker")?)),
@@ -87,7 +87,9 @@ fn path_match(path: &mesh::PathMatch) -> Checked<PathMatch> {
             absolute(value, "segment_prefix")?;
             PathMatch::segment_prefix(value)
         }
-        Some(path_match::Kind::Regex(value)) => PathMatch::regex(value).map_err(|error| Fault::new(error.to_string()).under("regex"))?,
+        Some(path_match::Kind::Regex(value)) => {
+            PathMatch::regex(value).map_err(|error| Fault::new(error.to_string()).under("regex"))?
+        }
         None => return refuse("says nothing, or something this version does not know"),
     })
 }
@@ -99,9 +101,11 @@ fn value_match(value: Option<&mesh::StringMatch>) -> Checked<StringMatch> {
         Some(string_match::Kind::Suffix(value)) => StringMatch::Suffix(value.as_str().into()),
         Some(string_match::Kind::Regex(value)) => {
             StringMatch::regex(value).map_err(|error| Fault::new(error.to_string()).under("regex"))?
-        },
+        }
         Some(string_match::Kind::Present(true)) => StringMatch::Present,
-        Some(string_match::Kind::Present(false)) => return refuse("is false, which has no meaning").in_field("present"),
+        Some(string_match::Kind::Present(false)) => {
+            return refuse("is false, which has no meaning").in_field("present");
+        }
         None => return refuse("says nothing, or something this version does not know"),
     })
 }
@@ -237,23 +241,17 @@ fn path_rewrite(path: Option<&mesh::PathRewrite>) -> Checked<Option<PathRewrite>
 }
 
 fn retry(retry: &mesh::Retry) -> Checked<RetryPolicy> {
-    let default = default_retry();
+    // Words may stand with numbers among them, as Istio's `retryOn` allows; both say which statuses count.
+    let parsed = Conditions::parse(retry.conditions.iter().map(String::as_str));
+    let (conditions, mut codes) = parsed.map_err(|error| Fault::new(error.to_string()).under("conditions"))?;
+    codes.extend(each("codes", &retry.codes, |code| {
+        let status = u16::try_from(*code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+        status.filter(|status| status.as_u16() <= 599).ok_or_else(|| Fault::new(format!("{code} is no status")))
+    })?);
     Ok(RetryPolicy {
         attempts: retry.attempts,
-        conditions: conditions(&retry.conditions).in_field("conditions")?,
-        codes: each("codes", &retry.codes, |code| {
-            let status = u16::try_from(*code).ok().and_then(|code| StatusCode::from_u16(code).ok());
-            status.filter(|status| status.as_u16() <= 599).ok_or_else(|| Fault::new(format!("{code} is no status")))
-        })?,
-        backoff: duration(retry.backoff.as_ref()).in_field("backoff")?.unwrap_or(default.backoff),
+        conditions,
+        codes,
+        backoff: duration(retry.backoff.as_ref()).in_field("backoff")?.unwrap_or(RetryPolicy::default().backoff),
     })
-}
-
-fn conditions(words: &[String]) -> Checked<Conditions> {
-    let _ = words;
-    Ok(Conditions::default())
-}
-
-fn default_retry() -> RetryPolicy {
-    RetryPolicy { attempts: 2, conditions: Conditions::default(), codes: Vec::new(), backoff: std::time::Duration::from_millis(25) }
 }
