@@ -161,6 +161,84 @@ impl Default for PolicySet {
     }
 }
 
+impl Default for Policy {
+    /// What holds where the user said nothing.
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            limits: LimitPolicy::default(),
+            connect_timeout: None,
+            max_requests_per_connection: 0,
+            http_idle_timeout: None,
+            tcp_idle_timeout: None,
+            max_connection_duration: None,
+            max_concurrent_streams: 0,
+            ejection: None,
+            tls: TlsMode::Auto,
+            retry_budget: RetryBudgetPolicy {
+                percent: 20.0,
+                min_retries_per_second: 10,
+                window: Duration::from_secs(10),
+            },
+            breaker: None,
+        }
+    }
+}
+
+/// Whether to use mutual TLS with the mesh's identities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// As each endpoint says.
+    Auto,
+    Disable,
+    /// Always.
+    Mesh,
+}
+
+/// One address of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// Stable identity of the instance.
+    pub uid: Arc<str>,
+    pub address: IpAddr,
+    pub ports: Vec<EndpointPort>,
+    /// SPIFFE id it must prove; `None`: any of the trust domain.
+    pub identity: Option<Arc<str>>,
+    pub labels: BTreeMap<String, String>,
+    pub locality: Arc<str>,
+    /// At least 1.
+    pub weight: u32,
+    pub health: Health,
+    pub namespace: Arc<str>,
+    pub workload: Arc<str>,
+}
+
+/// Where an endpoint serves one port of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    pub service_port: u16,
+    pub port: u16,
+    pub peer: PeerKind,
+}
+
+/// What stands at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PeerKind {
+    Plain,
+    /// Mutual TLS, HTTP in the version the application used.
+    Mesh,
+    /// Mutual TLS to one of us: HTTP/1 may travel as HTTP/2.
+    Outrigger,
+}
+
+/// Health as the control plane knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Ready,
+    Draining,
+    Unready,
+}
+
 impl Endpoint {
     /// An address of which nothing else is known.
     pub fn bare(address: std::net::SocketAddr) -> Self {
