@@ -32,7 +32,7 @@ use crate::{
     },
     drain::{self, DrainTrigger},
     host,
-    identity::{Identity, Material},
+    identity::{Identity, Material, client},
     inbound,
     intercept::dns::{self, DnsSettings},
     outbound,
@@ -71,8 +71,6 @@ pub enum RunError {
     Workers(#[source] io::Error),
     #[error("cannot use the given certificate: {0}")]
     Identity(String),
-    #[error("cannot use control plane settings: {0}")]
-    Config(String),
     #[error("{0}")]
     Settings(String),
 }
@@ -138,7 +136,6 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
             (identity, Some((view, updates)))
         }
     };
-    let identity = Arc::new(identity);
     let openings = openings(&mut settings)?;
     let residents = Arc::new(Residents::new(Parts {
         identity: Arc::clone(&identity),
@@ -174,8 +171,23 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     };
     match fixed {
         None => {
-            let options = config::Options::from_settings(&settings).map_err(|error| RunError::Config(error.to_string()))?;
+            let Some(control_plane) = settings.control_plane.clone() else {
+                return Err(RunError::Settings(
+                    "no control plane is set (hint: give --control-plane, or --static with a file)".to_owned(),
+                ));
+            };
             let (status, stop) = (Arc::clone(&sidecar.status), sidecar.stops.all.clone());
+            let mark = residents.dialer.mark;
+            let signing = client::Options { control_plane: control_plane.clone(), node: settings.node.clone(), mark };
+            host::spawn(client::keep(Arc::clone(&identity), signing, stop.clone()));
+            let options = config::Options {
+                control_plane,
+                node: settings.node.clone(),
+                limits: settings.limits.clone(),
+                timeouts: settings.timeouts.clone(),
+                state_dir: settings.state_dir.clone(),
+                mark,
+            };
             host::spawn(config::run(options, Arc::clone(&identity), registered, requests, status, publish, stop));
         }
         Some((view, updates)) => {

