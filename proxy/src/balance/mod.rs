@@ -96,24 +96,50 @@ struct Share {
 
 /// The index of the endpoint to use. `random(bound)` gives a uniform number below `bound`.
 ///
+/// Looks at every endpoint once, because weights count wherever they stand; see [`pick_equal`] for large backends.
+///
 /// # Errors
 /// There is no endpoint, or none that may be used.
 pub fn pick<C: Candidate>(
     endpoints: &[C],
     context: &PickContext<'_>,
+    random: impl FnMut(u64) -> u64,
+) -> Result<usize, NoEndpoint> {
+    pick_among(endpoints, context, random, false)
+}
+
+/// [`pick`] for endpoints that are known to have equal weights (whoever builds the list can tell once).
+///
+/// `LeastRequest` without a panic threshold then looks at a sample only, so that a pick from 10,000 costs as much as one from
+/// 32. With different weights it would be wrong: the sample misses the one endpoint that should get half of everything.
+///
+/// # Errors
+/// As [`pick`].
+pub fn pick_equal<C: Candidate>(
+    endpoints: &[C],
+    context: &PickContext<'_>,
+    random: impl FnMut(u64) -> u64,
+) -> Result<usize, NoEndpoint> {
+    pick_among(endpoints, context, random, true)
+}
+
+fn pick_among<C: Candidate>(
+    endpoints: &[C],
+    context: &PickContext<'_>,
     mut random: impl FnMut(u64) -> u64,
+    may_sample: bool,
 ) -> Result<usize, NoEndpoint> {
     if endpoints.is_empty() {
         return Err(NoEndpoint::Empty);
     }
     // Whatever the caller's source gives, the algorithms may rely on the bound.
     let mut random = |bound: u64| random(bound).min(bound.saturating_sub(1));
-    let usable = if context.algorithm == Algorithm::LeastRequest && context.panic_percent == 0 {
+    let sample = if may_sample && context.algorithm == Algorithm::LeastRequest && context.panic_percent == 0 {
         least_request::sample(endpoints, context.avoid, &mut random)
     } else {
         None
     };
-    let usable = usable.unwrap_or_else(|| usable_of(endpoints, context));
+    let usable = sample.unwrap_or_else(|| usable_of(endpoints, context));
     let picked = match (usable.as_slice(), context.algorithm) {
         ([], _) => None,
         ([only], _) => Some(only.index),
@@ -237,19 +263,22 @@ mod tests {
         cursor: AtomicU64,
         panic_percent: u32,
         avoid: Option<usize>,
+        /// Whether to use `pick_equal`.
+        is_equal: bool,
         rng: fastrand::Rng,
     }
 
     impl Picker {
         fn new(algorithm: Algorithm) -> Self {
             let rng = fastrand::Rng::with_seed(42);
-            Self { algorithm, cursor: AtomicU64::new(0), panic_percent: 0, avoid: None, rng }
+            Self { algorithm, cursor: AtomicU64::new(0), panic_percent: 0, avoid: None, is_equal: false, rng }
         }
 
         fn pick(&mut self, endpoints: &[Endpoint]) -> Result<usize, NoEndpoint> {
             let Self { algorithm, ref cursor, panic_percent, avoid, .. } = *self;
             let context = PickContext { algorithm, cursor, panic_percent, avoid };
-            pick(endpoints, &context, |bound| self.rng.u64(0..bound))
+            let random = |bound| self.rng.u64(0..bound);
+            if self.is_equal { pick_equal(endpoints, &context, random) } else { pick(endpoints, &context, random) }
         }
 
         /// Who is ever picked, in so many picks.
@@ -333,10 +362,11 @@ mod tests {
         two[1].in_flight = 2;
         assert_eq!(picker.reached(&two, 100), Ok(vec![0]));
         // And the dearest of many gets nothing either: two different ones are asked.
-        for count in [3, 32, 33, 500] {
+        for (count, is_equal) in [(3, false), (32, true), (33, false), (33, true), (200, true)] {
+            picker.is_equal = is_equal;
             let mut many = endpoints(&vec![1; count]);
             many[1].latency = 5.0;
-            let reached = picker.reached(&many, 20_000).unwrap();
+            let reached = picker.reached(&many, 10_000).unwrap();
             assert_eq!((reached.len(), reached.contains(&1)), (count - 1, false), "{count}");
         }
     }
@@ -433,7 +463,7 @@ mod tests {
 
     #[test]
     fn large_backends_are_balanced_too() {
-        // 10,000 endpoints, hardly any of them ready, and weights among them.
+        // 10,000 endpoints, hardly any of them ready.
         for algorithm in ALGORITHMS {
             let mut many = standing(&"E".repeat(10_000));
             assert_eq!(Picker::new(algorithm).pick(&many), Err(NoEndpoint::NoneUsable), "{algorithm:?}");
@@ -442,12 +472,41 @@ mod tests {
             many[77].standing = Standing::Ready;
             assert_eq!(Picker::new(algorithm).reached(&many, 40), Ok(vec![77, 1234]), "{algorithm:?}");
         }
-        let half: Vec<_> = (0..1000).map(|index| if index % 2 == 0 { 3 } else { 1 }).collect();
-        let many = endpoints(&half);
-        let counts = Picker::new(Algorithm::LeastRequest).counts(&many, 100_000);
-        let heavy: f64 = counts.iter().step_by(2).sum();
-        // 75 % of an endless sample; a sample of 16 takes about two percent away.
-        assert!((0.70..0.77).contains(&(heavy / 100_000.0)), "{heavy}");
+    }
+
+    #[test]
+    fn one_heavy_endpoint_among_many_gets_its_share() {
+        // Choosing from a sample gave 1.5 % of the traffic to an endpoint whose weight was half of the total.
+        for (heavy, expected) in [(10, 0.0099), (100, 0.0910), (1000, 0.5003)] {
+            let mut weights = vec![1; 1000];
+            weights[5] = heavy;
+            let picks = 4_000;
+            let share = Picker::new(Algorithm::LeastRequest).counts(&endpoints(&weights), picks)[5] / f64::from(picks);
+            let deviation = (expected * (1.0 - expected) / f64::from(picks)).sqrt();
+            assert!((share - expected).abs() < 4.0 * deviation, "{heavy}: {share} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn large_backends_of_equal_weights_are_picked_from_a_sample() {
+        // Fast must not mean careless: the same endpoints may be used, evenly, and the cheaper wins.
+        let mut picker = Picker { is_equal: true, ..Picker::new(Algorithm::LeastRequest) };
+        let mut many = standing(&"RRRRE".repeat(40));
+        many[7].latency = 100.0;
+        picker.avoid = Some(8);
+        let counts = picker.counts(&many, 40_000);
+        for (index, count) in counts.iter().enumerate() {
+            let is_used = many[index].standing == Standing::Ready && ![7, 8].contains(&index);
+            // 253 picks each on average; six deviations.
+            assert!(if is_used { (155.0..352.0).contains(count) } else { *count == 0.0 }, "{index}: {count}");
+        }
+        let mut hardly_any = standing(&"E".repeat(10_000));
+        assert_eq!(picker.pick(&hardly_any), Err(NoEndpoint::NoneUsable));
+        hardly_any[77].standing = Standing::Ready;
+        assert_eq!(picker.reached(&hardly_any, 20), Ok(vec![77]));
+        // Panic needs to count everyone.
+        picker.panic_percent = 50;
+        assert!(picker.reached(&hardly_any, 20).unwrap().len() > 1);
     }
 
     #[test]
