@@ -195,7 +195,7 @@ mod tests {
             let (mut requests, mut retries) = (Vec::new(), Vec::new());
             for (pause_millis, kind) in events {
                 // Half of the events come in bursts.
-                now += Duration::from_millis(if pause_millis < 1500 { 0 } else { pause_millis - 1500 });
+                now += Duration::from_millis(pause_millis.saturating_sub(1500));
                 if kind < 2 {
                     budget.deposit(now);
                     requests.push(now);

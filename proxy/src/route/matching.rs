@@ -246,10 +246,13 @@ mod tests {
         }
     }
 
+    /// What matches and what does not.
+    type ValueCase = (StringMatch, &'static [&'static [u8]], &'static [&'static [u8]]);
+
     #[test]
     fn values_match_whole_and_as_bytes() {
         // A regex that matched anywhere in the value would let "not-admin" pass for "admin".
-        let cases: [(StringMatch, &[&[u8]], &[&[u8]]); 6] = [
+        let cases: [ValueCase; 6] = [
             (StringMatch::Exact("v1".into()), &[b"v1"], &[b"V1", b"v1 ", b""]),
             (StringMatch::Prefix("v".into()), &[b"v", b"v1"], &[b"1v", b""]),
             (StringMatch::Suffix("1".into()), &[b"1", b"v1"], &[b"1v", b""]),
@@ -375,10 +378,10 @@ mod tests {
         #[test]
         fn any_pattern_is_compiled_or_refused(pattern in r"[(){}\[\]|*+?\\^$.a-c0-9#x: ]{0,30}", value in "[a-c]{0,10}") {
             // Patterns are user input; nothing may panic, and what compiles must still be anchored.
-            if let Ok(StringMatch::Regex(regex)) = StringMatch::regex(&pattern) {
-                if let Some(found) = regex.find(value.as_bytes()) {
-                    prop_assert_eq!(found.range(), 0..value.len());
-                }
+            if let Ok(StringMatch::Regex(regex)) = StringMatch::regex(&pattern)
+                && let Some(found) = regex.find(value.as_bytes())
+            {
+                prop_assert_eq!(found.range(), 0..value.len());
             }
         }
     }
