@@ -374,9 +374,8 @@ impl Pacing {
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let left = self.pace.grace.saturating_sub(self.waited);
-            let waiting = self
-                .waiting
-                .get_or_insert_with(|| Waiting { since: host::now(), timer: Box::pin(host::sleep(left)) });
+            let waiting =
+                self.waiting.get_or_insert_with(|| Waiting { since: host::now(), timer: Box::pin(host::sleep(left)) });
             ready!(waiting.timer.as_mut().poll(cx));
             if !self.came(0) {
                 return Poll::Ready(());
@@ -468,7 +467,10 @@ pub(crate) mod tests {
         let body = Body::full("abc").observed(notes.clone()).observed(other.clone());
         assert_eq!(body.size_hint().exact(), Some(3));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
-        assert_eq!((notes.take(), other.take()), (vec!["data 3".into(), "end".into()], vec!["data 3".into(), "end".into()]));
+        assert_eq!(
+            (notes.take(), other.take()),
+            (vec!["data 3".into(), "end".into()], vec!["data 3".into(), "end".into()])
+        );
 
         // With a known length nobody asks for the end.
         let mut body = Body::full("abc").observed(notes.clone());

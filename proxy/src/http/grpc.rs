@@ -141,7 +141,9 @@ mod tests {
     #[test]
     fn http_statuses_have_their_documented_codes() {
         // Clients decide by the code whether to try again.
-        for (http, grpc) in [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14), (418, 2), (500, 2)] {
+        for (http, grpc) in
+            [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14), (418, 2), (500, 2)]
+        {
             assert_eq!(http_to_grpc(StatusCode::from_u16(http).unwrap()), grpc, "{http}");
         }
     }

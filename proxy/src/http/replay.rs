@@ -31,8 +31,16 @@ impl Replay {
         let size = body.size_hint();
         // Known to be too large: not worth copying the first bytes of.
         let limit_bytes = if size.lower() > limit_bytes as u64 { 0 } else { limit_bytes };
-        let original =
-            Original { body, size, limit_bytes, kept: BytesMut::new(), read: 0, trailers: None, state: State::Fresh, current: 0 };
+        let original = Original {
+            body,
+            size,
+            limit_bytes,
+            kept: BytesMut::new(),
+            read: 0,
+            trailers: None,
+            state: State::Fresh,
+            current: 0,
+        };
         Self { original: Some(Arc::new(Mutex::new(original))) }
     }
 
