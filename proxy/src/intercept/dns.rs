@@ -459,7 +459,7 @@ mod tests {
             let asked = Message::from_vec(&buffer[..length]).unwrap();
             let mut answer = response(&asked);
             let name = asked.queries[0].name().clone();
-            answer.add_answer(Record::from_rdata(name, 5, RData::A([192, 0, 2, 9].into())));
+            answer.add_answer(Record::from_rdata(name, 5, RData::A(Ipv4Addr::new(192, 0, 2, 9).into())));
             let mut forged = answer.clone();
             forged.metadata.id = asked.metadata.id.wrapping_add(1);
             resolver.send_to(&forged.to_vec().unwrap(), client).await.unwrap();
