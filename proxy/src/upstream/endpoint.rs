@@ -122,8 +122,8 @@ impl Candidate for Arc<Endpoint> {
         self.state.load.cost()
     }
 
-    fn part_cost(&self, part: f64) -> f64 {
-        self.state.load.part_cost(part)
+    fn part_cost(&self, part: u32) -> f64 {
+        self.state.load.part_cost(self.weight, part)
     }
 
     fn standing(&self) -> Standing {
