@@ -197,14 +197,24 @@ pub(crate) struct Outcome {
 pub(crate) struct Findings {
     outcomes: BTreeMap<ObjectKey, Outcome>,
     problems: Vec<Problem>,
+    suggestions: usize,
 }
+
+/// Problems of one build that may look through all services for what was probably meant.
+const SUGGESTION_LIMIT: usize = 50;
 
 impl Findings {
     fn new(objects: &[&Arc<Object>]) -> Self {
         let outcome = |object: &&Arc<Object>| {
             (object.key(), Outcome { generation: object.generation, ..Outcome::default() })
         };
-        Self { outcomes: objects.iter().map(outcome).collect(), problems: Vec::new() }
+        Self { outcomes: objects.iter().map(outcome).collect(), problems: Vec::new(), suggestions: 0 }
+    }
+
+    /// Whether there is still time to look for a near name; in a large mesh that is broken everywhere there is not.
+    pub(crate) fn may_suggest(&mut self) -> bool {
+        self.suggestions += 1;
+        self.suggestions <= SUGGESTION_LIMIT
     }
 
     /// Reports a problem with a part of an object.

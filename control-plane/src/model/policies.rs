@@ -255,8 +255,15 @@ fn unused(
     let problem = match meant {
         Some(service) => Problem::new(&codes::HOST_NOT_COMPLETED, format!("\"{}\" contains a dot, so it is taken as a complete host name", rule.host))
             .fix(format!("write \"{}\"", service.host)),
-        None => Problem::new(&codes::UNKNOWN_DESTINATION_HOST, format!("no service has the host {host}"))
-            .fix("correct the host, or add the Service or ServiceEntry"),
+        None => {
+            // A short name means the rule's own namespace, which is not where the service is.
+            let elsewhere = || services.values().find(|service| service.name == rule.host);
+            let fix = match findings.may_suggest().then(elsewhere).flatten() {
+                Some(service) => format!("write \"{}\"", service.host),
+                None => "correct the host, or add the Service or ServiceEntry".to_owned(),
+            };
+            Problem::new(&codes::UNKNOWN_DESTINATION_HOST, format!("no service has the host {host}")).fix(fix)
+        }
     };
     findings.unresolved(object, "HostNotFound", format!("no service has the host {host}"));
     findings.report(object, &rule.place, problem.effect("the rule has no effect"));

@@ -32,6 +32,9 @@ struct Group<'a> {
 
 type Groups<'a> = BTreeMap<(String, u16, String), Group<'a>>;
 
+/// Keys of services made from ServiceEntries, by namespace and name of the object.
+type Entries = HashMap<(String, String), String>;
+
 /// Backends of one route as they resolved, by rule.
 type Splits = HashMap<String, Vec<Split>>;
 
@@ -44,6 +47,11 @@ pub(super) fn attach(
 ) {
     let mut groups = Groups::new();
     let mut splits = Splits::new();
+    let entries: Entries = services
+        .values()
+        .filter(|service| matches!(service.source.spec, Spec::ServiceEntry(_)))
+        .map(|service| ((service.source.namespace.clone(), service.source.name.clone()), service.key.clone()))
+        .collect();
     for object in objects {
         let (parents, resolved) = match &object.spec {
             Spec::HttpRoute(route) => {
@@ -67,7 +75,7 @@ pub(super) fn attach(
         };
         splits.insert(object.key().to_string(), resolved);
         for parent in parents {
-            join(object, parent, services, settings, &mut groups, findings);
+            join(object, parent, services, &entries, settings, &mut groups, findings);
         }
     }
     for ((key, port, scope), group) in groups {
@@ -89,6 +97,7 @@ fn join<'a>(
     object: &'a Arc<Object>,
     parent: &'a ParentRef,
     services: &BTreeMap<String, Service>,
+    entries: &Entries,
     settings: &MeshSettings,
     groups: &mut Groups<'a>,
     findings: &mut Findings,
@@ -101,18 +110,16 @@ fn join<'a>(
     let name = format!("{} {}/{}", parent.kind, parent.namespace, parent.name);
     let service = match (parent.group.as_str(), parent.kind.as_str()) {
         ("", "Service") => services.get(&service_key(&parent.namespace, &parent.name, settings)),
-        ("networking.istio.io", "ServiceEntry") => services.values().find(|service| {
-            matches!(service.source.spec, Spec::ServiceEntry(_))
-                && service.source.namespace == parent.namespace
-                && service.source.name == parent.name
-        }),
+        ("networking.istio.io", "ServiceEntry") => {
+            entries.get(&(parent.namespace.clone(), parent.name.clone())).and_then(|key| services.get(key))
+        }
         (group, kind) => {
             let message = format!("a route cannot be attached to a {kind} of group \"{group}\" yet");
             return refuse(findings, &codes::REFERENCE_KIND, "InvalidKind", message, "attach it to a Service".to_owned());
         }
     };
     let Some(service) = service else {
-        let fix = near_service(&parent.namespace, &parent.name, services);
+        let fix = near_service(&parent.namespace, &parent.name, services, findings);
         return refuse(findings, &codes::PARENT_NOT_FOUND, "NoMatchingParent", format!("there is no {name}"), fix);
     };
     if service.headless {
@@ -154,7 +161,6 @@ fn join<'a>(
                 .effect(format!("for them it replaces every route of namespace {}", service.namespace)),
         );
     }
-    findings.attach(object);
     for port in usable {
         let group = groups.entry((service.key.clone(), port.number, scope.clone())).or_default();
         match &object.spec {
@@ -169,13 +175,20 @@ fn join<'a>(
     }
 }
 
-/// Tells the losers of a port.
+/// Notes who has a port, and tells the others.
 fn settle(key: &str, port: u16, scope: &str, group: &Group<'_>, findings: &mut Findings) {
     let (winner, losers) = match (group.http.first(), group.tcp.split_first()) {
         (Some((winner, ..)), Some(_)) => (*winner, &group.tcp[..]),
-        (None, Some(((winner, ..), losers))) => (*winner, losers),
-        (_, None) => return,
+        (None, Some(((winner, ..), losers))) => {
+            findings.attach(winner);
+            (*winner, losers)
+        }
+        (_, None) => {
+            group.http.iter().for_each(|(object, ..)| findings.attach(object));
+            return;
+        }
     };
+    group.http.iter().for_each(|(object, ..)| findings.attach(object));
     for (loser, _, parent) in losers {
         let host = key.split_once('/').map_or(key, |(_, host)| host);
         let message = format!("{} already has port {port} of {host}", winner.key());
@@ -344,7 +357,7 @@ fn resolve(
     findings: &mut Findings,
 ) -> Arm {
     let effect = if object.kind == "TCPRoute" { "connections of its share are closed" } else { "requests of its share get 500" };
-    let mut bad = |code, reason, message: String, fix: String| {
+    let bad = |findings: &mut Findings, code, reason, message: String, fix: String| {
         findings.unresolved(object, reason, message.clone());
         findings.report(object, &backend.place, Problem::new(code, message.clone()).effect(effect).fix(fix));
         arm::To::Bad(BadTarget { reason: message })
@@ -352,21 +365,21 @@ fn resolve(
     let name = format!("{}/{}", backend.namespace, backend.name);
     let to = if !backend.group.is_empty() || backend.kind != "Service" {
         let message = format!("{} of group \"{}\" cannot be a backend yet", backend.kind, backend.group);
-        bad(&codes::REFERENCE_KIND, "InvalidKind", message, "use a Service".to_owned())
+        bad(findings, &codes::REFERENCE_KIND, "InvalidKind", message, "use a Service".to_owned())
     } else {
         let key = service_key(&backend.namespace, &backend.name, settings);
         match (services.get(&key), backend.port) {
             (None, _) => {
-                let fix = near_service(&backend.namespace, &backend.name, services);
-                bad(&codes::BACKEND_NOT_FOUND, "BackendNotFound", format!("there is no Service {name}"), fix)
+                let fix = near_service(&backend.namespace, &backend.name, services, findings);
+                bad(findings, &codes::BACKEND_NOT_FOUND, "BackendNotFound", format!("there is no Service {name}"), fix)
             }
             (Some(service), None) => {
                 let fix = format!("add port: one of {}", service.ports_text());
-                bad(&codes::BACKEND_PORT_NOT_FOUND, "BackendNotFound", format!("the port of Service {name} is missing"), fix)
+                bad(findings, &codes::BACKEND_PORT_NOT_FOUND, "BackendNotFound", format!("the port of Service {name} is missing"), fix)
             }
             (Some(service), Some(port)) if service.port(port).is_none() => {
                 let fix = format!("use one of its ports: {}", service.ports_text());
-                bad(&codes::BACKEND_PORT_NOT_FOUND, "BackendNotFound", format!("Service {name} has no port {port}"), fix)
+                bad(findings, &codes::BACKEND_PORT_NOT_FOUND, "BackendNotFound", format!("Service {name} has no port {port}"), fix)
             }
             (Some(_), Some(port)) => {
                 arm::To::Target(Target { service: key, port: u32::from(port), subset: String::new() })
@@ -382,7 +395,10 @@ fn resolve(
 }
 
 /// The smallest fix for a name that is not there: the same name elsewhere, or a similar one here.
-fn near_service(namespace: &str, name: &str, services: &BTreeMap<String, Service>) -> String {
+fn near_service(namespace: &str, name: &str, services: &BTreeMap<String, Service>, findings: &mut Findings) -> String {
+    if !findings.may_suggest() {
+        return "correct the name, or add the Service".to_owned();
+    }
     let prefix = format!("{namespace}/");
     let here = services.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, service)| service.name.as_str());
     if let Some(near) = crate::api::values::nearest(name, here.take(1000)) {

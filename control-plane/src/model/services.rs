@@ -36,6 +36,8 @@ pub struct Service {
     pub external: bool,
     /// The address that the application dialled is the endpoint.
     pub passthrough: bool,
+    /// No older service has the same host.
+    pub(crate) owns_host: bool,
     pub(crate) headless: bool,
     pub(crate) publish_not_ready: bool,
     /// Labels of its workloads; empty when endpoints are listed.
@@ -101,6 +103,7 @@ pub(super) fn collect(objects: &[&Arc<Object>], inputs: &Inputs<'_>, findings: &
         }
         match services.entry(service.key.clone()) {
             Entry::Vacant(entry) => {
+                service.owns_host = has_host;
                 if !has_host {
                     findings.refuse(object, "Conflicted", format!("host {} already belongs to another service", service.host));
                 }
@@ -144,6 +147,7 @@ fn read(object: &Arc<Object>, inputs: &Inputs<'_>) -> Option<Service> {
                 endpoints: Vec::new(),
                 external: false,
                 passthrough: false,
+                owns_host: true,
                 headless: spec.headless,
                 publish_not_ready: spec.publish_not_ready,
                 selector: spec.selector.clone(),
@@ -176,6 +180,7 @@ fn read(object: &Arc<Object>, inputs: &Inputs<'_>) -> Option<Service> {
                 endpoints: Vec::new(),
                 external: spec.external,
                 passthrough,
+                owns_host: true,
                 headless: false,
                 publish_not_ready: false,
                 selector: spec.selector.clone(),
