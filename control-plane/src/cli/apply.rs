@@ -50,7 +50,7 @@ pub struct ApplyArgs {
     #[arg(short = 'm', long, value_name = "TEXT", default_value = "")]
     pub message: String,
     /// Refuse unless this is still the newest revision
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = kinds::revision)]
     pub expect_revision: Option<u64>,
     /// How to print the outcome
     #[arg(short = 'o', long, value_enum, default_value_t)]
@@ -80,7 +80,7 @@ pub struct DeleteArgs {
     #[arg(short = 'm', long, value_name = "TEXT", default_value = "")]
     pub message: String,
     /// Refuse unless this is still the newest revision
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = kinds::revision)]
     pub expect_revision: Option<u64>,
     /// How to print the outcome
     #[arg(short = 'o', long, value_enum, default_value_t)]
@@ -93,7 +93,7 @@ pub struct DeleteArgs {
 #[derive(Args, Clone, Debug)]
 pub struct RollbackArgs {
     /// Revision whose objects are stored again (see `outrigger history`)
-    #[arg(value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_name = "REVISION", value_parser = kinds::revision)]
     pub revision: u64,
     #[command(flatten)]
     pub wait: WaitArgs,

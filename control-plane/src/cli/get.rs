@@ -27,7 +27,7 @@ pub struct GetArgs {
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
     /// As of this revision instead of the newest
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = kinds::revision)]
     pub revision: Option<u64>,
     /// How to print
     #[arg(short = 'o', long, value_enum, default_value_t)]

@@ -41,13 +41,13 @@ pub struct HistoryArgs {
 #[derive(Args, Clone, Debug)]
 pub struct DiffArgs {
     /// Compare these files with what is stored; repeatable
-    #[arg(short = 'f', long = "filename", value_name = "FILE", required_unless_present = "from", conflicts_with_all = ["from", "to"])]
+    #[arg(short = 'f', long = "filename", value_name = "FILE", required_unless_present_any = ["from", "to"], conflicts_with_all = ["from", "to"])]
     pub files: Vec<PathBuf>,
     /// Compare from this revision ...
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = kinds::revision)]
     pub from: Option<u64>,
     /// ... to this one [default: the newest]
-    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "from", value_parser = kinds::revision)]
     pub to: Option<u64>,
     /// Namespace of objects that name none
     #[arg(short = 'n', long, default_value = "default", value_parser = name)]

@@ -29,6 +29,16 @@ pub struct Target {
     pub named: bool,
 }
 
+/// A revision: counted from 1.
+///
+/// Errors: what is wrong, and where to find one.
+pub fn revision(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("\"{text}\" is not a revision (hint: `outrigger history` lists them)")),
+        Ok(revision) => Ok(revision),
+    }
+}
+
 /// The kind behind what was typed.
 ///
 /// Errors (exit 64): no such kind, with the nearest one.

@@ -38,7 +38,6 @@ use outcome::{Failure, Outcome};
 #[command(
     name = "outrigger",
     version,
-    propagate_version = true,
     arg_required_else_help = true,
     after_help = "Start with `outrigger demo`. Exit codes: 0 ok, 1 failed, 64 usage, 65 bad input, 79 analysis found problems."
 )]

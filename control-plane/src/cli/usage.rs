@@ -7,6 +7,8 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use outrigger_proxy::settings::overlay::distance;
+
 use super::{
     outcome::{Exit, Failure, Outcome},
     output,
@@ -29,16 +31,13 @@ pub fn outcome(error: &Error) -> Outcome {
 
 fn sentence(error: &Error) -> String {
     let first = |kind: ContextKind| texts(error, kind).into_iter().next();
-    let near = [
-        ContextKind::SuggestedArg,
-        ContextKind::SuggestedSubcommand,
-        ContextKind::SuggestedValue,
-        ContextKind::SuggestedCommand,
-    ]
-    .into_iter()
-    .find_map(first);
-    let hint = near.map(|near| format!(" (did you mean `{near}`?)"));
     let argument = first(ContextKind::InvalidArg);
+    let wrong = argument.clone().or_else(|| first(ContextKind::InvalidSubcommand)).unwrap_or_default();
+    let near = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand]
+        .into_iter()
+        .flat_map(|kind| texts(error, kind))
+        .min_by_key(|near| distance(near, &wrong));
+    let hint = near.map(|near| format!(" (did you mean `{near}`?)"));
     let value = first(ContextKind::InvalidValue);
     match error.kind() {
         ErrorKind::UnknownArgument => {
@@ -62,10 +61,7 @@ fn sentence(error: &Error) -> String {
             let argument = argument.unwrap_or_default();
             match value.filter(|value| !value.is_empty()) {
                 None => format!("`{argument}` needs a value{}", choices(&known)),
-                Some(value) => {
-                    let hint = hint.unwrap_or_default();
-                    format!("`{argument}`: `{value}` is not allowed{hint}{}", choices(&known))
-                }
+                Some(value) => format!("`{argument}`: `{value}` is not allowed{}", choices(&known)),
             }
         }
         ErrorKind::ValueValidation => {
