@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -49,6 +49,15 @@ impl Drop for NetworkHold {
     }
 }
 
+/// Copies this program to where a sidecar with another user id may start it; a home folder is often closed to others.
+fn reachable_copy(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let copy = folder.join("outrigger");
+    fs::copy(program, &copy)
+        .and_then(|_| fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot copy {} to {} (hint: set TMPDIR)", program.display(), copy.display()))?;
+    Ok(copy)
+}
+
 /// See the module.
 pub struct Stage {
     pub plan: Plan,
@@ -65,7 +74,8 @@ pub struct Stage {
 impl Stage {
     /// Makes folders, namespaces and the guardian; starts nothing else yet.
     pub fn prepare(args: &DemoArgs) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find the file of this program to start more of it")?;
+        let mut program =
+            std::env::current_exe().context("cannot find the file of this program to start more of it")?;
         if args.transparent {
             network::check()?;
         }
@@ -84,6 +94,7 @@ impl Stage {
             guard.network(network.prefix());
             let hold = NetworkHold(network.clone());
             network.create()?;
+            program = reachable_copy(&program, folder.path())?;
             (Plan::transparent(network)?, Some(hold))
         } else {
             (Plan::explicit(args.listen)?, None)
