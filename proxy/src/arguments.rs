@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use crate::settings::{
-    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, Runtime,
+    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind,
     Settings, TelemetrySettings, Timeouts, overlay,
 };
 
@@ -104,7 +104,7 @@ pub struct SidecarArguments {
     #[arg(long, value_name = "DIR", help_heading = "Running")]
     pub state_dir: Option<PathBuf>,
     /// Process log: error, warn, info, debug, trace, or a filter such as info,outrigger_proxy::tls=debug
-    #[arg(long, value_name = "LEVEL", env = "OUTRIGGER_LOG", default_value = "info", help_heading = "Running")]
+    #[arg(long, value_name = "LEVEL", env = "OUTRIGGER_LOG", default_value = "info", value_parser = log_filter, help_heading = "Running")]
     pub log_level: String,
     /// File of settings, in the shape that --print-settings prints
     #[arg(long, value_name = "FILE", help_heading = "Running")]
@@ -168,8 +168,8 @@ impl SidecarArguments {
         }
         if let Some(runtime) = self.runtime {
             settings.runtime = match runtime {
-                RuntimeArgument::ThreadPerCore => Runtime::ThreadPerCore,
-                RuntimeArgument::MultiThread => Runtime::MultiThread,
+                RuntimeArgument::ThreadPerCore => RuntimeKind::ThreadPerCore,
+                RuntimeArgument::MultiThread => RuntimeKind::MultiThread,
             };
         }
         if let Some(access_log) = self.access_log {
@@ -358,7 +358,7 @@ pub fn defaults() -> Settings {
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: None,
-        runtime: Runtime::default(),
+        runtime: RuntimeKind::default(),
         state_dir: None,
     }
 }
@@ -514,6 +514,26 @@ fn label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("\"{text}\" is not KEY=VALUE (for example version=v1)")),
     }
+}
+
+/// A level, or a list of levels for parts of the program.
+///
+/// Errors: a word that is neither; a filter would take it for a part's name and silence everything else.
+pub fn log_filter(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    for part in text.split(',') {
+        let word = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
+        if !level(word) {
+            let near = LEVELS.into_iter().find(|level| overlay::distance(level, &word.to_lowercase()) <= 2);
+            let near = near.map(|near| format!(" (did you mean \"{near}\"?)"));
+            return Err(near.map_or_else(
+                || format!("\"{word}\" is not a level ({}; or info,outrigger_proxy::tls=debug)", LEVELS.join(", ")),
+                |near| format!("\"{word}\" is not a level{near}"),
+            ));
+        }
+    }
+    Ok(text.to_owned())
 }
 
 /// A name as Kubernetes allows it: lower case letters, digits, `-` and `.`, at most 253 characters.

@@ -1,1 +1,381 @@
-//! See ARCHITECTURE.md.
+//! Mesh -> application: every branch of a connection's and a request's way in.
+//!
+//! The first bytes tell mutual TLS of the mesh from everything else. What is not mutual TLS passes only where the port's
+//! mode allows it; the proof of that ([`Authorized`]) is what opens the way to the application.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use tokio::io::AsyncReadExt;
+use tracing::debug;
+
+use crate::{
+    accept::{Accepted, original_dst::original_dst},
+    authorize::{Authorized, authorize_connection},
+    config::view::{PeerMode, Protocol},
+    detect::{ClientHello, Detected, Rewound},
+    failure::{Failure, Reason},
+    host::{self, Instant, Stream},
+    http::{
+        Body, grpc, headers,
+        normalize::{self, normalize},
+        reply::reply,
+        serve::{self, Version},
+        upgrade,
+    },
+    relay::{self, Counts, RelayLimits},
+    residents::Worker,
+    resilience::{call::call, deadline::Deadline, limits::LimitPolicy},
+    telemetry::{self, ConnectionRecord, Direction, LabelId, LabelSet, ListenerKind, RequestRecord, Security},
+    tls::{self, Alpn, Peer},
+    upstream::{
+        RouteBackend,
+        exchange::Exchange,
+        opaque,
+        rule::Forward,
+        settle::{self, Settled, Uploaded},
+    },
+};
+
+/// How long a silent client may be about to speak before the application is given the chance to speak first.
+const SERVER_FIRST: Duration = Duration::from_millis(3);
+
+/// How a connection came to us.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// A listener of its own for one port of the application.
+    Explicit { application: SocketAddr, target_port: u16 },
+    /// Redirected by the kernel, which knows which port was meant.
+    Intercepted,
+}
+
+/// What is known of a connection once it has been let in.
+#[derive(Debug)]
+struct Entry {
+    application: SocketAddr,
+    /// Port as policy knows it.
+    port: u16,
+    limits: LimitPolicy,
+    protocol: Protocol,
+    /// `None`: plaintext.
+    peer: Option<Peer>,
+    source: LabelId,
+    remote: SocketAddr,
+    authorized: Authorized,
+}
+
+/// Carries one connection from accept to close.
+pub async fn serve_connection(accepted: Accepted, way: Way, worker: Worker) {
+    let _active = worker.telemetry.connection_accepted(match way {
+        Way::Explicit { .. } => ListenerKind::Inbound,
+        Way::Intercepted => ListenerKind::TransparentInbound,
+    });
+    let peer = accepted.peer;
+    if let Err(failure) = admit(accepted, way, worker).await {
+        debug!(%peer, %failure, "inbound connection ended");
+    }
+}
+
+/// Finds out who connects and whether this port lets them in.
+async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failure> {
+    let residents = Arc::clone(&worker.residents);
+    let mesh = residents.mesh().ok_or(Reason::NotReady)?;
+    let configs = residents.identity.current().ok_or(Reason::NotReady)?;
+    let (application, port) = match way {
+        Way::Explicit { application, target_port } => (application, target_port),
+        Way::Intercepted => {
+            let address =
+                original_dst(&accepted.io).map_err(|error| Failure::new(Reason::Loop).because(error))?;
+            (address, address.port())
+        }
+    };
+    if residents.is_own(application) {
+        return Err(Reason::Loop.into());
+    }
+    let node = &mesh.view.node;
+    let (mode, protocol, limits) = match node.inbound.get(&port) {
+        Some(inbound) => (inbound.peer_mode, inbound.protocol, inbound.limits),
+        None => (node.default_peer_mode, Protocol::Detect, LimitPolicy::default()),
+    };
+    drop(mesh);
+
+    let entry = |peer: Option<Peer>, authorized| {
+        let source = peer.as_ref().map_or(LabelId::UNKNOWN, |peer| {
+            residents.telemetry.labels(LabelSet::peer(peer.identity.as_str()))
+        });
+        Entry { application, port, limits, protocol, peer, source, remote: accepted.peer, authorized }
+    };
+    let mut io = Rewound::new(accepted.io);
+    if mode == PeerMode::Disable {
+        worker.telemetry.connection_secured(Direction::Inbound, Security::None);
+        let authorized = authorize_connection(mode, false)?;
+        return carry(io, None, entry(None, authorized), worker).await;
+    }
+    // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server.
+    let detected = match mode {
+        PeerMode::Strict => Some(within(residents.settings.timeouts.first_byte, io.detect()).await?),
+        PeerMode::Permissive | PeerMode::Disable => tokio::select! {
+            biased;
+            detected = io.detect() => Some(detected.map_err(closed)?),
+            () = host::sleep(SERVER_FIRST) => None,
+        },
+    };
+    match detected {
+        Some(Detected::Tls(hello)) if is_mesh(&hello) => {
+            worker.telemetry.protocol_detected(Direction::Inbound, telemetry::Detected::MeshTls);
+            let handshake = tls::server::accept(io, &configs, residents.settings.timeouts.handshake);
+            let (io, peer) = match handshake.await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    worker.telemetry.handshake_failed(Direction::Inbound, error.handshake());
+                    return Err(Failure::new(Reason::DownstreamClosed).because(error));
+                }
+            };
+            worker.telemetry.connection_secured(Direction::Inbound, Security::MutualTls);
+            let authorized = authorize_connection(mode, true)?;
+            carry_mesh(io, entry(Some(peer), authorized), worker).await
+        }
+        detected => {
+            let authorized = match authorize_connection(mode, false) {
+                Ok(authorized) => authorized,
+                Err(reason) => {
+                    let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Inbound, host::now());
+                    record.describe(|log| log.downstream_remote = Some(accepted.peer));
+                    record.failure(reason);
+                    // Closing with bytes unread resets the connection: a refusal, not an answer.
+                    return Err(reason.into());
+                }
+            };
+            worker.telemetry.connection_secured(Direction::Inbound, Security::None);
+            carry(io, detected, entry(None, authorized), worker).await
+        }
+    }
+}
+
+/// Carries what a mesh peer sends: its protocol stands in the handshake.
+async fn carry_mesh<S: Stream + 'static>(io: S, entry: Entry, worker: Worker) -> Result<(), Failure> {
+    let version = match entry.peer.as_ref().and_then(|peer| peer.alpn) {
+        Some(Alpn::MeshHttp2) => Version::Http2,
+        Some(Alpn::MeshHttp1) => Version::Http1,
+        Some(Alpn::MeshOpaque) | None => return forward_opaque(Rewound::new(io), None, &entry, &worker).await,
+    };
+    serve_http(Rewound::new(io), version, entry, worker).await
+}
+
+/// Carries plaintext by what the port declares or the first bytes say.
+async fn carry<S: Stream + 'static>(
+    mut io: Rewound<S>,
+    detected: Option<Detected>,
+    entry: Entry,
+    worker: Worker,
+) -> Result<(), Failure> {
+    let timeouts = &worker.residents.settings.timeouts;
+    match entry.protocol {
+        Protocol::Tcp | Protocol::Tls => forward_opaque(io, None, &entry, &worker).await,
+        Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
+            let detected = match detected {
+                Some(detected) => detected,
+                None => within(timeouts.first_byte, io.detect()).await?,
+            };
+            match version(&detected) {
+                Some(version) => serve_http(io, version, entry, worker).await,
+                // The application's own TLS, or something undeclared: the application will know.
+                None => forward_opaque(io, None, &entry, &worker).await,
+            }
+        }
+        Protocol::Detect => {
+            if let Some(detected) = detected {
+                return match version(&detected) {
+                    Some(version) => serve_http(io, version, entry, worker).await,
+                    None => forward_opaque(io, None, &entry, &worker).await,
+                };
+            }
+            let mut opened = open(&entry, &worker).await?;
+            let mut first = bytes::BytesMut::with_capacity(1024);
+            let detected = tokio::select! {
+                biased;
+                detected = io.detect() => Some(detected.map_err(closed)?),
+                read = opened.io.read_buf(&mut first) => {
+                    read.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
+                    None
+                }
+                () = host::sleep(timeouts.detect) => None,
+            };
+            match detected.as_ref().and_then(version) {
+                Some(version) => {
+                    drop(opened);
+                    serve_http(io, version, entry, worker).await
+                }
+                None => {
+                    opened.first = first.freeze();
+                    forward_opaque(io, Some(opened), &entry, &worker).await
+                }
+            }
+        }
+    }
+}
+
+async fn forward_opaque<S: Stream>(
+    io: Rewound<S>,
+    opened: Option<opaque::Opened>,
+    entry: &Entry,
+    worker: &Worker,
+) -> Result<(), Failure> {
+    let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Inbound, host::now());
+    record.describe(|log| log.downstream_remote = Some(entry.remote));
+    record.source(entry.source);
+    record.security(entry.security());
+    let opened = match opened {
+        Some(opened) => Ok(opened),
+        None => open(entry, worker).await,
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(failure) => {
+            record.failure(failure.reason);
+            return Err(failure);
+        }
+    };
+    record.established(opened.address);
+    let settings = &worker.residents.settings;
+    let limits = RelayLimits {
+        buffer_bytes: settings.limits.connection_buffer_bytes,
+        idle: settings.timeouts.opaque_idle,
+        half_close: settings.timeouts.half_close,
+    };
+    let application = Rewound::with(opened.io, opened.first);
+    let counts = Counts::default();
+    settle::relayed(io, application, limits, &counts, &mut record).await.map_err(|error| {
+        let reason = match &error {
+            relay::RelayError::A(_) => Reason::DownstreamClosed,
+            relay::RelayError::B(_) => Reason::UpstreamReset,
+            relay::RelayError::Idle(_) => Reason::RequestTimeout,
+        };
+        record.failure(reason);
+        Failure::new(reason).because(error)
+    })
+}
+
+async fn open(entry: &Entry, worker: &Worker) -> Result<opaque::Opened, Failure> {
+    opaque::open_route(&entry.route(worker), worker.carrier(Direction::Inbound)).await
+}
+
+async fn serve_http<S: Stream + 'static>(
+    io: Rewound<S>,
+    version: Version,
+    entry: Entry,
+    worker: Worker,
+) -> Result<(), Failure> {
+    let residents = Arc::clone(&worker.residents);
+    let settings = if entry.peer.is_some() { &residents.serve_mesh } else { &residents.serve };
+    let entry = Arc::new(entry);
+    let handler = move |request| serve_request(request, Arc::clone(&entry), worker.clone());
+    serve::serve(io, version, settings, residents.inbound_drain.clone(), handler)
+        .await
+        .map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
+}
+
+/// Carries one request to the application and its response back.
+async fn serve_request(request: Request<Body>, entry: Arc<Entry>, worker: Worker) -> Response<Body> {
+    let started = host::now();
+    let mut record = RequestRecord::open(&worker.telemetry, Direction::Inbound, started);
+    record.head(request.method(), request.uri(), request.version(), request.headers());
+    record.describe(|log| log.connection.downstream_remote = Some(entry.remote));
+    record.source(entry.source);
+    record.security(entry.security());
+    let grpc = grpc::is_grpc(request.headers());
+    if grpc {
+        record.protocol(telemetry::RequestProtocol::Grpc);
+    }
+    match answer(request, &entry, started, &worker, &mut record).await {
+        Ok((settled, uploaded)) => settled.attach(record, uploaded),
+        Err(failure) => {
+            debug!(%failure, "request failed");
+            settle::failed(reply(&failure, grpc), &failure, record)
+        }
+    }
+}
+
+async fn answer(
+    mut request: Request<Body>,
+    entry: &Entry,
+    started: Instant,
+    worker: &Worker,
+    record: &mut RequestRecord,
+) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
+    let residents = &worker.residents;
+    let wanted = upgrade::wants_upgrade(&request);
+    let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
+    // The mark is a promise of one sidecar to another; from anybody else it is only a header, and goes.
+    let carried = headers::take_orig_proto(request.headers_mut()).filter(|_| entry.peer.is_some());
+    normalize(&mut request, &residents.settings.limits)?;
+    if let Some(version) = carried {
+        *request.version_mut() = version;
+    }
+    let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
+    headers::request_id(request.headers_mut());
+    if let Some(configs) = residents.identity.current() {
+        headers::set_client_cert(request.headers_mut(), entry.peer.as_ref(), configs.identity());
+    }
+    let (parts, body) = request.into_parts();
+    let route = entry.route(worker);
+    let forward = Forward::straight(&route);
+    let deadline = Deadline::after(started, grpc::timeout(&parts.headers));
+    let head = forward.head(parts, authority, wanted.clone())?;
+    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let mut exchange = Exchange::new(&route, worker.carrier(Direction::Inbound), head, body);
+    let outcome = call(forward.plan(deadline, &residents.inbound_retry), &mut exchange).await;
+    record.upstream(entry.application);
+    let answer = match outcome {
+        Ok(answer) => answer,
+        Err(failure) => {
+            if failure.reason == Reason::UpstreamConnectRefused {
+                residents.application_refused.notify_one();
+            }
+            return Err(failure);
+        }
+    };
+    let mut settled = Settled::answered(answer).edited(&forward);
+    // Only a sidecar speaks of sidecars: whatever the application says under these names is not passed on.
+    settled.response_mut().headers_mut().remove(headers::ERROR);
+    Ok((settled.within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
+}
+
+impl Entry {
+    const fn security(&self) -> Security {
+        match self.peer {
+            Some(_) => Security::MutualTls,
+            None => Security::None,
+        }
+    }
+
+    fn route(&self, worker: &Worker) -> RouteBackend {
+        let applications = &worker.residents.applications;
+        let backend = applications.at(&self.authorized, self.application, self.limits, LabelId::OWN);
+        RouteBackend { backend, breaker: None, fallback: None }
+    }
+}
+
+/// Whether the client offers any of the mesh's own protocol names; the application's TLS never does.
+fn is_mesh(hello: &ClientHello) -> bool {
+    Alpn::any_offered(&hello.alpn)
+}
+
+const fn version(detected: &Detected) -> Option<Version> {
+    match detected {
+        Detected::Http1 => Some(Version::Http1),
+        Detected::Http2 => Some(Version::Http2),
+        Detected::Tls(_) | Detected::Opaque => None,
+    }
+}
+
+fn closed(error: std::io::Error) -> Failure {
+    Failure::new(Reason::DownstreamClosed).because(error)
+}
+
+async fn within(limit: Duration, detect: impl Future<Output = std::io::Result<Detected>>) -> Result<Detected, Failure> {
+    match tokio::time::timeout(limit, detect).await {
+        Ok(detected) => detected.map_err(closed),
+        Err(_) => Err(Reason::DownstreamClosed.into()),
+    }
+}

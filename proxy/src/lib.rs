@@ -27,6 +27,7 @@ pub mod identity; //   our certificate, and who may sign it
 pub mod intercept; //  redirect rules and names for applications that do not know about us
 pub mod arguments; //  the command line of a sidecar
 pub mod settings; //   what the process was started with
+pub mod residents; //  what lives as long as the process, as the journeys see it
 pub mod sidecar; //    everything put together
 pub mod telemetry; //  metrics, access log, process log
 pub mod workers; //    one thread, one runtime, one listener each

@@ -1,1 +1,399 @@
-//! See ARCHITECTURE.md.
+//! Application -> mesh: every branch of a connection's and a request's way out.
+//!
+//! A connection comes in one of three ways ([`Way`]); what it speaks is declared or found out; HTTP is carried request
+//! by request with the newest picture of the mesh, everything else as bytes.
+
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use http::{Request, Response, uri::Authority};
+use tokio::io::AsyncReadExt;
+use tracing::debug;
+
+use crate::{
+    accept::{Accepted, original_dst::original_dst},
+    config::{
+        demand::{Answer, DemandName},
+        view::{OutboundMode, Protocol},
+    },
+    detect::{Detected, Rewound},
+    failure::{Failure, Reason},
+    host::{self, Instant, Stream},
+    http::{
+        Body, grpc, headers,
+        normalize::{self, normalize},
+        reply::reply,
+        serve::{self, Version},
+        upgrade,
+    },
+    relay::{self, Counts, RelayLimits},
+    residents::Worker,
+    resilience::{call::call, deadline::Deadline},
+    telemetry::{self, ConnectionRecord, Direction, ListenerKind, RequestRecord},
+    upstream::{
+        Toward,
+        exchange::Exchange,
+        opaque,
+        rule::{self, Chosen},
+        settle::{self, Settled, Uploaded},
+    },
+};
+
+/// How long a silent client may be about to speak before the server is given the chance to speak first.
+const SERVER_FIRST: Duration = Duration::from_millis(3);
+
+/// How a connection came to us.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// The application uses us as its HTTP proxy.
+    Proxy,
+    /// A local port that leads to one service.
+    Service { host: Arc<str>, port: u16 },
+    /// Redirected by the kernel, which knows where it was going.
+    Intercepted,
+}
+
+/// What the requests of one connection are for.
+#[derive(Clone, Debug)]
+enum Scope {
+    /// Each request says where it goes.
+    Proxy,
+    Name { host: Arc<str>, port: u16 },
+    Address(SocketAddr),
+}
+
+/// Carries one connection from accept to close.
+pub async fn serve_connection(accepted: Accepted, way: Way, worker: Worker) {
+    let _active = worker.telemetry.connection_accepted(match way {
+        Way::Proxy => ListenerKind::Outbound,
+        Way::Service { .. } => ListenerKind::Local,
+        Way::Intercepted => ListenerKind::TransparentOutbound,
+    });
+    let scope = match way {
+        Way::Proxy => Scope::Proxy,
+        Way::Service { host, port } => Scope::Name { host, port },
+        Way::Intercepted => match original_dst(&accepted.io) {
+            Ok(address) => Scope::Address(address),
+            Err(error) => {
+                debug!(peer = %accepted.peer, %error, "connection was not redirected, so where to is unknown");
+                return;
+            }
+        },
+    };
+    let peer = accepted.peer;
+    if let Err(failure) = carry(Rewound::new(accepted.io), scope, peer, worker).await {
+        debug!(%peer, %failure, "outbound connection ended");
+    }
+}
+
+/// Carries a byte stream with a known scope: the connection itself, or what came through CONNECT.
+async fn carry<S: Stream + 'static>(
+    mut io: Rewound<S>,
+    scope: Scope,
+    peer: SocketAddr,
+    worker: Worker,
+) -> Result<(), Failure> {
+    let timeouts = &worker.residents.settings.timeouts;
+    if matches!(scope, Scope::Proxy) {
+        let detected = first_bytes(&mut io, timeouts.first_byte).await?;
+        return match version(&detected) {
+            Some(version) => serve_http(io, version, scope, peer, worker).await,
+            None => Err(Reason::BadRequest.into()),
+        };
+    }
+    let toward = find(&worker, &scope, None).await?;
+    match toward.protocol() {
+        Protocol::Tcp | Protocol::Tls => forward_opaque(io, &toward, None, peer, &worker).await,
+        Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
+            let detected = first_bytes(&mut io, timeouts.first_byte).await?;
+            match version(&detected) {
+                Some(version) => serve_http(io, version, scope, peer, worker).await,
+                None => Err(Reason::BadRequest.into()),
+            }
+        }
+        Protocol::Detect => match detect(&mut io, &toward, &worker).await? {
+            (Some(detected), _) if version(&detected).is_some() => {
+                worker.telemetry.protocol_detected(Direction::Outbound, telemetry_word(&detected));
+                let version = version(&detected).unwrap_or(Version::Http1);
+                serve_http(io, version, scope, peer, worker).await
+            }
+            (_, opened) => {
+                worker.telemetry.protocol_detected(Direction::Outbound, telemetry::Detected::Opaque);
+                forward_opaque(io, &toward, opened, peer, &worker).await
+            }
+        },
+    }
+}
+
+/// Finds out what the client speaks. A silent client gets its upstream connection meanwhile, in case the server speaks
+/// first; then it is opaque at once, and that connection is used.
+async fn detect<S: Stream>(
+    io: &mut Rewound<S>,
+    toward: &Toward,
+    worker: &Worker,
+) -> Result<(Option<Detected>, Option<opaque::Opened>), Failure> {
+    let closed = |error| Failure::new(Reason::DownstreamClosed).because(error);
+    tokio::select! {
+        biased;
+        detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
+        () = host::sleep(SERVER_FIRST) => {}
+    }
+    let mut opened = tokio::select! {
+        biased;
+        detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
+        opened = opaque::open(toward, worker.carrier(Direction::Outbound)) => opened?,
+    };
+    let limit = worker.residents.settings.timeouts.detect;
+    let mut first = bytes::BytesMut::with_capacity(1024);
+    tokio::select! {
+        biased;
+        detected = io.detect() => {
+            let detected = detected.map_err(closed)?;
+            let keep = version(&detected).is_none();
+            Ok((Some(detected), keep.then_some(opened)))
+        }
+        read = opened.io.read_buf(&mut first) => {
+            read.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
+            opened.first = first.freeze();
+            Ok((None, Some(opened)))
+        }
+        () = host::sleep(limit) => Ok((None, Some(opened))),
+    }
+}
+
+async fn first_bytes<S: Stream>(io: &mut Rewound<S>, limit: Duration) -> Result<Detected, Failure> {
+    match tokio::time::timeout(limit, io.detect()).await {
+        Ok(Ok(detected)) => Ok(detected),
+        Ok(Err(error)) => Err(Failure::new(Reason::DownstreamClosed).because(error)),
+        Err(_) => Err(Reason::DownstreamClosed.into()),
+    }
+}
+
+const fn version(detected: &Detected) -> Option<Version> {
+    match detected {
+        Detected::Http1 => Some(Version::Http1),
+        Detected::Http2 => Some(Version::Http2),
+        Detected::Tls(_) | Detected::Opaque => None,
+    }
+}
+
+const fn telemetry_word(detected: &Detected) -> telemetry::Detected {
+    match detected {
+        Detected::Http1 => telemetry::Detected::Http1,
+        Detected::Http2 => telemetry::Detected::Http2,
+        Detected::Tls(_) => telemetry::Detected::Tls,
+        Detected::Opaque => telemetry::Detected::Opaque,
+    }
+}
+
+/// Carries bytes to an endpoint and back; nothing in them is looked at.
+async fn forward_opaque<S: Stream>(
+    io: Rewound<S>,
+    toward: &Toward,
+    opened: Option<opaque::Opened>,
+    peer: SocketAddr,
+    worker: &Worker,
+) -> Result<(), Failure> {
+    let counts = Counts::default();
+    let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Outbound, host::now());
+    record.describe(|log| log.downstream_remote = Some(peer));
+    record.destination(toward.labels());
+    let opened = match opened {
+        Some(opened) => opened,
+        None => match opaque::open(toward, worker.carrier(Direction::Outbound)).await {
+            Ok(opened) => opened,
+            Err(failure) => {
+                record.failure(failure.reason);
+                return Err(failure);
+            }
+        },
+    };
+    record.destination(opened.labels);
+    record.security(opened.security());
+    record.established(opened.address);
+    let settings = &worker.residents.settings;
+    let limits = RelayLimits {
+        buffer_bytes: settings.limits.connection_buffer_bytes,
+        idle: opened.idle.unwrap_or(settings.timeouts.opaque_idle),
+        half_close: settings.timeouts.half_close,
+    };
+    let upstream = Rewound::with(opened.io, opened.first);
+    let relayed = settle::relayed(io, upstream, limits, &counts, &mut record).await;
+    match relayed {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let reason = match &error {
+                relay::RelayError::A(_) => Reason::DownstreamClosed,
+                relay::RelayError::B(_) => Reason::UpstreamReset,
+                relay::RelayError::Idle(_) => Reason::RequestTimeout,
+            };
+            record.failure(reason);
+            Err(Failure::new(reason).because(error))
+        }
+    }
+}
+
+async fn serve_http<S: Stream + 'static>(
+    io: Rewound<S>,
+    version: Version,
+    scope: Scope,
+    peer: SocketAddr,
+    worker: Worker,
+) -> Result<(), Failure> {
+    let residents = Arc::clone(&worker.residents);
+    let scope = Arc::new(scope);
+    let handler = move |request| serve_request(request, Arc::clone(&scope), peer, worker.clone());
+    serve::serve(io, version, &residents.serve, residents.outbound_drain.clone(), handler)
+        .await
+        .map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
+}
+
+/// Carries one request to an endpoint and its response back, with the newest picture of the mesh.
+async fn serve_request(mut request: Request<Body>, scope: Arc<Scope>, peer: SocketAddr, worker: Worker) -> Response<Body> {
+    let started = host::now();
+    let mut record = RequestRecord::open(&worker.telemetry, Direction::Outbound, started);
+    record.head(request.method(), request.uri(), request.version(), request.headers());
+    record.describe(|log| log.connection.downstream_remote = Some(peer));
+    let grpc = grpc::is_grpc(request.headers());
+    if grpc {
+        record.protocol(telemetry::RequestProtocol::Grpc);
+    }
+    if request.method() == http::Method::CONNECT && matches!(*scope, Scope::Proxy) {
+        return match open_tunnel(&mut request, peer, &worker).await {
+            Ok(response) => settle::own(response, record),
+            Err(failure) => settle::failed(reply(&failure, false), &failure, record),
+        };
+    }
+    match answer(request, &scope, started, &worker, &mut record).await {
+        Ok((settled, uploaded)) => settled.attach(record, uploaded),
+        Err(failure) => {
+            debug!(%failure, "request failed");
+            settle::failed(reply(&failure, grpc), &failure, record)
+        }
+    }
+}
+
+async fn answer(
+    mut request: Request<Body>,
+    scope: &Scope,
+    started: Instant,
+    worker: &Worker,
+    record: &mut RequestRecord,
+) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
+    let residents = &worker.residents;
+    let wanted = upgrade::wants_upgrade(&request);
+    let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
+    normalize(&mut request, &residents.settings.limits)?;
+    headers::request_id(request.headers_mut());
+    let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
+    let toward = find(worker, scope, Some(&authority)).await?;
+    record.destination(toward.labels());
+
+    let (parts, body) = request.into_parts();
+    let chosen = match rule::choose(&toward, &parts)? {
+        Chosen::Redirect(response) => return Ok((Settled::own(response), None)),
+        Chosen::Forward(forward) => forward,
+    };
+    if let Some(name) = chosen.rule_name() {
+        record.route(name);
+    }
+    let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
+    let head = chosen.head(parts, authority, wanted.clone())?;
+    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
+    let outcome = call(chosen.plan(deadline, &residents.default_retry), &mut exchange).await;
+    record.retries(exchange.tried().saturating_sub(1));
+    if let Some(endpoint) = exchange.endpoint() {
+        record.destination(endpoint.labels);
+        record.upstream(endpoint.address);
+        record.security(endpoint.transport.security());
+    }
+    let outcome = settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record).await?;
+    Ok((outcome.edited(&chosen).within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
+}
+
+/// Answers CONNECT and carries what comes through it like a connection of its own.
+async fn open_tunnel(request: &mut Request<Body>, peer: SocketAddr, worker: &Worker) -> Result<Response<Body>, Failure> {
+    let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
+    let port = authority.port_u16().ok_or_else(|| {
+        Failure::new(Reason::BadRequest).because("CONNECT needs host:port (hint: add the port)")
+    })?;
+    let scope = Scope::Name { host: Arc::from(authority.host()), port };
+    // A destination that cannot be had is said now, with a status; later there would only be a closed connection.
+    find(worker, &scope, None).await?;
+    let leaving = upgrade::take(request);
+    let worker = worker.clone();
+    host::spawn(async move {
+        match leaving.await {
+            Ok(upgraded) => {
+                let io: Box<dyn Stream> = Box::new(hyper_util::rt::TokioIo::new(upgraded));
+                if let Err(failure) = tunnelled(io, scope, peer, worker).await {
+                    debug!(%peer, %failure, "tunnel ended");
+                }
+            }
+            Err(error) => debug!(%peer, %error, "CONNECT was not followed by anything"),
+        }
+    });
+    Ok(Response::new(Body::empty()))
+}
+
+/// [`carry`] with its type written out: a tunnel may hold HTTP that opens a tunnel.
+fn tunnelled(
+    io: Box<dyn Stream>,
+    scope: Scope,
+    peer: SocketAddr,
+    worker: Worker,
+) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> {
+    Box::pin(carry(Rewound::new(io), scope, peer, worker))
+}
+
+/// Where a request or connection goes: in the newest picture, or after asking the control plane, or outside the mesh.
+async fn find(worker: &Worker, scope: &Scope, authority: Option<&Authority>) -> Result<Toward, Failure> {
+    let residents = &worker.residents;
+    let mesh = residents.mesh().ok_or(Reason::NotReady)?;
+    if let Some(toward) = look(&mesh, scope, authority) {
+        if let Some(service) = toward.service() {
+            residents.demand.used(service);
+        }
+        return Ok(toward);
+    }
+    let name = match (scope, authority) {
+        (Scope::Address(address), _) => DemandName::Vip(address.ip()),
+        (Scope::Name { host, .. }, _) => DemandName::Host(host.to_string()),
+        (Scope::Proxy, Some(authority)) => DemandName::Host(authority.host().to_owned()),
+        (Scope::Proxy, None) => return Err(Reason::UnknownDestination.into()),
+    };
+    let answer = residents.demand.want(name, residents.settings.timeouts.demand).await;
+    worker.telemetry.demand(match answer {
+        Answer::Found => telemetry::Demand::Found,
+        Answer::Absent => telemetry::Demand::Absent,
+        Answer::TimedOut => telemetry::Demand::TimedOut,
+    });
+    let mesh = residents.mesh().ok_or(Reason::NotReady)?;
+    if answer == Answer::Found
+        && let Some(toward) = look(&mesh, scope, authority)
+    {
+        return Ok(toward);
+    }
+    if mesh.view.node.outbound_mode == OutboundMode::RegistryOnly {
+        return Err(Reason::UnknownDestination.into());
+    }
+    match (scope, authority) {
+        (Scope::Address(address), _) if residents.is_own(*address) => Err(Reason::Loop.into()),
+        (Scope::Address(address), _) => Ok(Toward::Outside(residents.outside.at(&[*address]))),
+        (Scope::Name { host, port }, _) => Ok(Toward::Outside(residents.outside.by_name(host, *port).await?)),
+        (Scope::Proxy, Some(authority)) => {
+            let port = authority.port_u16().unwrap_or(80);
+            Ok(Toward::Outside(residents.outside.by_name(authority.host(), port).await?))
+        }
+        (Scope::Proxy, None) => Err(Reason::UnknownDestination.into()),
+    }
+}
+
+fn look(mesh: &crate::upstream::Mesh, scope: &Scope, authority: Option<&Authority>) -> Option<Toward> {
+    match (scope, authority) {
+        (Scope::Name { host, port }, _) => mesh.toward_name(host, *port),
+        (Scope::Address(address), _) => mesh.toward_address(*address),
+        (Scope::Proxy, Some(authority)) => mesh.toward_name(authority.host(), authority.port_u16().unwrap_or(80)),
+        (Scope::Proxy, None) => None,
+    }
+}

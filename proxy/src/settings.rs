@@ -18,23 +18,23 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub telemetry: TelemetrySettings,
     pub drain: DrainSettings,
+    /// How worker threads share the work. Default: thread per core.
+    #[serde(default)]
+    pub runtime: RuntimeKind,
     /// Worker threads; `None`: the CPU limit of the cgroup, or the number of CPUs.
     pub workers: Option<usize>,
-    /// How workers share the work. Default: thread per core.
-    #[serde(default)]
-    pub runtime: Runtime,
     /// Where the last good configuration is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
 }
 
-/// How workers share the work.
+/// How worker threads share the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Runtime {
-    /// Every worker has its own thread, listener and connection pools; nothing moves between them but new connections.
+pub enum RuntimeKind {
+    /// Each thread has its own runtime, listeners and pools.
     #[default]
     ThreadPerCore,
-    /// One runtime whose threads steal work from each other: for machines with very uneven load.
+    /// One work-stealing runtime; for machines where connections are few and very unequal.
     MultiThread,
 }
 
@@ -224,7 +224,7 @@ pub struct Timeouts {
     /// Longest wait for first bytes before a connection counts as opaque. Default 5 s.
     #[serde(with = "seconds")]
     pub detect: Duration,
-    /// Downstream connection without a request, or opaque connection without a byte. Default 300 s.
+    /// Downstream connection without a request. Default 300 s.
     #[serde(with = "seconds")]
     pub idle: Duration,
     /// A body must make progress at `body_min_bytes_per_second` after this grace. Default 10 s.
@@ -255,6 +255,9 @@ pub struct Timeouts {
     /// A destination looked up on demand and not used for this long is no longer followed. Default 1800 s.
     #[serde(with = "seconds")]
     pub forget: Duration,
+    /// Opaque or upgraded connection without a byte either way. Default 3600 s.
+    #[serde(with = "seconds")]
+    pub opaque_idle: Duration,
     /// Half-closed opaque connection. Default 3600 s.
     #[serde(with = "seconds")]
     pub half_close: Duration,
@@ -278,6 +281,7 @@ impl Default for Timeouts {
             tcp_user: Duration::from_secs(10),
             demand: Duration::from_millis(250),
             forget: Duration::from_secs(1800),
+            opaque_idle: Duration::from_secs(3600),
             half_close: Duration::from_secs(3600),
         }
     }

@@ -200,8 +200,9 @@ impl ConnectionArgs {
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| setup(format!("\"{host}\" cannot stand in a certificate (hint: give a host name or address)")))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+            setup(format!("\"{host}\" cannot stand in a certificate (hint: give a host name or address)"))
+        })?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         match tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await {
             Ok(Ok(stream)) => Ok(stream),
@@ -238,9 +239,8 @@ fn roots(path: &Path) -> Result<RootCertStore, Failure> {
     let text = read_text(path, "root certificate").map_err(|problem| {
         Failure::bad_input(format_args!("{problem} (hint: name the control plane's folder with --data-dir)"))
     })?;
-    let wrong = |reason: &dyn fmt::Display| {
-        Failure::bad_input(format_args!("root certificate {}: {reason}", path.display()))
-    };
+    let wrong =
+        |reason: &dyn fmt::Display| Failure::bad_input(format_args!("root certificate {}: {reason}", path.display()));
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         let certificate = certificate.map_err(|error| wrong(&format_args!("broken PEM: {error}")))?;
@@ -256,11 +256,13 @@ fn explain_handshake(error: &io::Error, address: &str, host: &str, ca_path: &Pat
     use rustls::{CertificateError, Error as TlsError};
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
     match tls {
-        Some(TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => format!(
-            "the control plane at {address} has a certificate of another authority than {} (hint: give the folder of \
+        Some(TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            format!(
+                "the control plane at {address} has a certificate of another authority than {} (hint: give the folder of \
              this control plane with --data-dir, or its root with --ca-file)",
-            ca_path.display()
-        ),
+                ca_path.display()
+            )
+        }
         Some(TlsError::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => format!(

@@ -132,7 +132,9 @@ fn read_stdin() -> Result<Document, Failure> {
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::bad_input(format_args!("cannot read standard input: {}", plain_io(&error))))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(Failure::bad_input(format_args!("standard input has more than the {FILE_BYTES_MAX} bytes allowed")));
+        return Err(Failure::bad_input(format_args!(
+            "standard input has more than the {FILE_BYTES_MAX} bytes allowed"
+        )));
     }
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Failure::bad_input("standard input is empty"));

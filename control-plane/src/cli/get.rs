@@ -45,7 +45,9 @@ pub fn get(args: &GetArgs) -> Outcome {
     };
     let targets = kinds::targets(words, namespace)?;
     if args.all_namespaces && targets.iter().any(|target| target.named) {
-        return Err(Failure::usage("an object is named, so its namespace must be too (hint: -n NAMESPACE instead of -A)"));
+        return Err(Failure::usage(
+            "an object is named, so its namespace must be too (hint: -n NAMESPACE instead of -A)",
+        ));
     }
     let one = matches!(targets.as_slice(), [target] if target.named);
     let mut requests: Vec<(GetRequest, bool)> = targets
@@ -93,11 +95,8 @@ pub fn get(args: &GetArgs) -> Outcome {
 }
 
 fn not_found(request: &GetRequest) -> Failure {
-    let place = if request.namespace.is_empty() {
-        String::new()
-    } else {
-        format!(" in namespace \"{}\"", request.namespace)
-    };
+    let place =
+        if request.namespace.is_empty() { String::new() } else { format!(" in namespace \"{}\"", request.namespace) };
     let when = if request.revision == 0 { String::new() } else { format!(" at revision {}", request.revision) };
     Failure::failed(format_args!("{} \"{}\" not found{place}{when}", request.kind.to_ascii_lowercase(), request.name))
 }
@@ -117,7 +116,8 @@ fn show(objects: &[StoredObject], args: &GetArgs, one: bool) -> Outcome {
         }
         Format::Table | Format::Wide => {
             if objects.is_empty() {
-                let place = if args.all_namespaces { String::new() } else { format!(" in namespace \"{}\"", args.namespace) };
+                let place =
+                    if args.all_namespaces { String::new() } else { format!(" in namespace \"{}\"", args.namespace) };
                 note(&format!("no objects found{place}"));
                 return Ok(Exit::Ok);
             }
@@ -217,11 +217,9 @@ fn summary(kind: &str, object: &Value) -> String {
                 list(&object["endpoints"]).iter().map(|endpoint| list(&endpoint["addresses"]).len()).sum();
             super::output::count(addresses, "address", "addresses")
         }
-        "HTTPRoute" | "TCPRoute" | "GRPCRoute" | "TLSRoute" => list(&spec["rules"])
-            .iter()
-            .map(|rule| backends(&list(&rule["backendRefs"])))
-            .collect::<Vec<_>>()
-            .join("; "),
+        "HTTPRoute" | "TCPRoute" | "GRPCRoute" | "TLSRoute" => {
+            list(&spec["rules"]).iter().map(|rule| backends(&list(&rule["backendRefs"]))).collect::<Vec<_>>().join("; ")
+        }
         "DestinationRule" => {
             let subsets: Vec<String> = list(&spec["subsets"]).iter().map(|subset| text(&subset["name"])).collect();
             let host = text(&spec["host"]);

@@ -69,7 +69,9 @@ pub fn targets(words: &[String], namespace: &str) -> Result<Vec<Target>, Failure
             .iter()
             .map(|word| {
                 let (of_kind, name) = word.split_once('/').ok_or_else(|| {
-                    Failure::usage(format_args!("\"{word}\" stands beside KIND/NAME (hint: write every object as KIND/NAME)"))
+                    Failure::usage(format_args!(
+                        "\"{word}\" stands beside KIND/NAME (hint: write every object as KIND/NAME)"
+                    ))
                 })?;
                 Ok(Target { key: key(kind(of_kind)?, &checked(name)?), named: true })
             })

@@ -110,10 +110,7 @@ mod tests {
         // Without context nobody knows which of several weights changed.
         let before = "a\nb\nc\nd\nweight: 90\ne\nf\ng\nh\n";
         let after = "a\nb\nc\nd\nweight: 50\ne\nf\ng\nh\n";
-        assert_eq!(
-            unified(before, after),
-            "@@ -2,7 +2,7 @@\n b\n c\n d\n-weight: 90\n+weight: 50\n e\n f\n g\n"
-        );
+        assert_eq!(unified(before, after), "@@ -2,7 +2,7 @@\n b\n c\n d\n-weight: 90\n+weight: 50\n e\n f\n g\n");
         assert_eq!(unified(before, before), "");
         assert_eq!(unified("", "x\n"), "@@ -0,0 +1,1 @@\n+x\n");
     }

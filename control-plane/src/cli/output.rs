@@ -89,8 +89,8 @@ pub fn print_yaml(value: &impl Serialize) -> Result<(), Failure> {
 
 /// A value as one YAML document, ending in a line break.
 pub fn to_yaml(value: &impl Serialize) -> Result<String, Failure> {
-    let mut text = serde_saphyr::to_string(value)
-        .map_err(|error| Failure::failed(format_args!("cannot write YAML: {error}")))?;
+    let mut text =
+        serde_saphyr::to_string(value).map_err(|error| Failure::failed(format_args!("cannot write YAML: {error}")))?;
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -144,7 +144,10 @@ mod tests {
         assert_eq!(elapsed(850), "850 us");
         assert_eq!(elapsed(180_400), "180 ms");
         assert_eq!(elapsed(2_440_000), "2.4 s");
-        assert_eq!((age(-5), age(119), age(120), age(7_200), age(200_000)), ("0s".into(), "119s".into(), "2m".into(), "2h".into(), "2d".into()));
+        assert_eq!(
+            (age(-5), age(119), age(120), age(7_200), age(200_000)),
+            ("0s".into(), "119s".into(), "2m".into(), "2h".into(), "2d".into())
+        );
         assert_eq!(time(0), "-");
         assert_eq!(time(1_000_000_000), "2001-09-09 01:46:40");
     }

@@ -51,6 +51,7 @@ codes! {
     SECURITY_KIND_NOT_SUPPORTED "ORG0202" Error "a kind that protects something is not supported yet";
     FIELD_NOT_SUPPORTED "ORG0203" Warning "a field is known but not supported yet";
     SECURITY_FIELD_NOT_SUPPORTED "ORG0204" Error "a field that protects something or changes answers is not supported yet";
+    UDP_IGNORED "ORG0208" Info "a Service port that is not TCP is left alone";
     UNKNOWN_KIND "ORG0205" Error "a kind does not exist";
     UNKNOWN_API_VERSION "ORG0206" Error "a kind does not exist in this apiVersion";
     NEVER_SUPPORTED "ORG0207" Error "a kind depends on another mesh's proxy and will not be supported";
@@ -64,6 +65,7 @@ codes! {
     TARGET_NOT_FOUND "ORG0307" Warning "a policy's target does not exist";
     UNKNOWN_DESTINATION_HOST "ORG0308" Warning "a DestinationRule's host is no known service";
     SLICE_WITHOUT_SERVICE "ORG0309" Warning "an EndpointSlice belongs to no known Service, or its ports match none of the Service's";
+    REFERENCE_KIND_REFUSED "ORG0311" Error "a policy is attached to a kind it cannot be attached to";
     PARENT_HEADLESS "ORG0310" Warning "a route's parent is a Service that cannot be a parent";
 
     HOSTNAMES_IGNORED "ORG0401" Warning "hostnames of a route on a Service have no effect";

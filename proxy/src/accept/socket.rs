@@ -27,10 +27,7 @@ pub fn prepare(io: &TcpStream, tcp_user: Duration) -> io::Result<()> {
     // We write whole messages; waiting for more would only add the peer's delayed-ack time.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
+        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES),
     )?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout((!tcp_user.is_zero()).then_some(tcp_user))?;

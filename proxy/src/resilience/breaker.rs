@@ -71,7 +71,7 @@ impl BreakerPolicy {
     fn time_open(&self, failed_probes: u32, random: f64) -> Duration {
         let doubled = self.open.saturating_mul(1_u32.checked_shl(failed_probes).unwrap_or(u32::MAX));
         let time = doubled.min(self.max_open.max(self.open));
-        let jitter = 0.9 + 0.2 * random.max(0.0).min(1.0);
+        let jitter = 0.9 + 0.2 * random.clamp(0.0, 1.0);
         Duration::try_from_secs_f64(time.as_secs_f64() * jitter).unwrap_or(time)
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::{
-    ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, Runtime, Settings,
+    ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind, Settings,
     TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
 };
 
@@ -323,7 +323,7 @@ fn shape() -> Value {
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: Some(1),
-        runtime: Runtime::default(),
+        runtime: RuntimeKind::default(),
         state_dir: Some(PathBuf::from("state")),
     };
     serde_json::to_value(example).unwrap_or_default()
@@ -354,7 +354,7 @@ mod tests {
         let base = defaults();
         assert_eq!(set(&base, "limits.connections=20000").unwrap().limits.connections, 20_000);
         assert_eq!(set(&base, "timeouts.idle=1h30m").unwrap().timeouts.idle, Duration::from_secs(5400));
-        assert_eq!(set(&base, "runtime=multi-thread").unwrap().runtime, Runtime::MultiThread);
+        assert_eq!(set(&base, "runtime=multi-thread").unwrap().runtime, RuntimeKind::MultiThread);
         assert_eq!(set(&base, "node.labels.version=v1").unwrap().node.labels.get("version").unwrap(), "v1");
         assert_eq!(set(&base, "workers=3").unwrap().workers, Some(3));
         assert_eq!(set(&base, "listeners.admin=127.0.0.1:15000").unwrap().listeners.admin.unwrap().port(), 15000);

@@ -1,0 +1,139 @@
+//! What lives as long as the process, as the journeys see it.
+//!
+//! Made by `sidecar`, shared by every worker; nothing here decides anything.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+
+use crate::{
+    config::demand::Demand,
+    drain::DrainWatch,
+    http::serve::ServeSettings,
+    identity::Identity,
+    resilience::retry::{Conditions, RetryPolicy},
+    settings::Settings,
+    telemetry::{Direction, LabelId, Telemetry, WorkerTelemetry},
+    upstream::{Carrier, Dialer, Mesh, Upstreams, local::Applications, passthrough::Outside},
+};
+
+/// Everything that requests and connections share.
+pub struct Residents {
+    pub settings: Settings,
+    pub identity: Arc<Identity>,
+    pub telemetry: Arc<Telemetry>,
+    pub upstreams: Upstreams,
+    pub applications: Applications,
+    pub outside: Outside,
+    pub dialer: Arc<Dialer>,
+    pub demand: Demand,
+    /// Retries where no rule says otherwise.
+    pub default_retry: RetryPolicy,
+    /// Towards the application: only what it provably did not process, or may be repeated.
+    pub inbound_retry: RetryPolicy,
+    /// Told when the application refuses a connection, so that its health is looked at now.
+    pub application_refused: Notify,
+    pub serve: ServeSettings,
+    pub serve_mesh: ServeSettings,
+    /// Fires when inbound connections should finish.
+    pub inbound_drain: DrainWatch,
+    /// Fires when outbound connections should finish.
+    pub outbound_drain: DrainWatch,
+    mesh: ArcSwapOption<Mesh>,
+}
+
+/// One worker's share.
+#[derive(Clone)]
+pub struct Worker {
+    pub index: usize,
+    pub telemetry: Arc<WorkerTelemetry>,
+    pub residents: Arc<Residents>,
+}
+
+impl Worker {
+    /// What this worker lends to everything it carries.
+    pub fn carrier(&self, direction: Direction) -> Carrier<'_> {
+        Carrier { worker: self.index, direction, dialer: &self.residents.dialer, telemetry: &self.telemetry }
+    }
+}
+
+/// Parts of [`Residents`] that `sidecar` chooses.
+pub struct Parts {
+    pub settings: Settings,
+    pub identity: Arc<Identity>,
+    pub telemetry: Arc<Telemetry>,
+    pub upstreams: Upstreams,
+    pub demand: Demand,
+    pub inbound_drain: DrainWatch,
+    pub outbound_drain: DrainWatch,
+    pub workers: usize,
+}
+
+impl Residents {
+    pub fn new(parts: Parts) -> Self {
+        let settings = parts.settings;
+        let dialer = Dialer {
+            identity: Arc::clone(&parts.identity),
+            timeouts: settings.timeouts.clone(),
+            limits: settings.limits.clone(),
+            mark: settings.listeners.transparent.as_ref().and_then(|transparent| transparent.mark),
+        };
+        Self {
+            serve: ServeSettings::new(&settings, false),
+            serve_mesh: ServeSettings::new(&settings, true),
+            settings,
+            identity: parts.identity,
+            telemetry: parts.telemetry,
+            upstreams: parts.upstreams,
+            applications: Applications::new(parts.workers),
+            default_retry: RetryPolicy::default(),
+            inbound_retry: RetryPolicy {
+                attempts: 1,
+                conditions: Conditions {
+                    refused_stream: true,
+                    reset_before_request: true,
+                    reset: true,
+                    ..Conditions::default()
+                },
+                codes: Vec::new(),
+                ..RetryPolicy::default()
+            },
+            application_refused: Notify::new(),
+            outside: Outside::new(parts.workers, LabelId::UNKNOWN),
+            dialer: Arc::new(dialer),
+            demand: parts.demand,
+            inbound_drain: parts.inbound_drain,
+            outbound_drain: parts.outbound_drain,
+            mesh: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Whether an address is one of our own listeners: going there would come back to us.
+    pub fn is_own(&self, address: SocketAddr) -> bool {
+        let listeners = &self.settings.listeners;
+        let explicit = listeners.inbound.iter().map(|inbound| inbound.listen);
+        let transparent = listeners
+            .transparent
+            .iter()
+            .flat_map(|transparent| transparent.outbound.iter().chain(&transparent.inbound))
+            .copied();
+        explicit.chain(transparent).chain(listeners.outbound.iter().copied()).any(|own| {
+            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
+        })
+    }
+
+    /// The newest picture; `None` before the first. Whoever takes it keeps it for the whole request.
+    pub fn mesh(&self) -> Option<Arc<Mesh>> {
+        self.mesh.load_full()
+    }
+
+    /// Puts a new picture in force for every request that starts from now on.
+    pub fn publish(&self, view: Arc<crate::config::view::View>) {
+        let previous = self.mesh.load_full();
+        let generation = view.generation;
+        let mesh = self.upstreams.join(view, previous.as_deref());
+        self.mesh.store(Some(Arc::new(mesh)));
+        self.telemetry.config_swapped(generation);
+    }
+}

@@ -1,0 +1,133 @@
+//! One address of a backend: how to speak to it, its load, its standing, its connections.
+//!
+//! The description is replaced with every view that changes it; [`EndpointState`] is carried over by [`EndpointKey`].
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::pool::Pool;
+use crate::{
+    balance::{Candidate, Standing, load::Load},
+    config::view::{self, Health},
+    host,
+    resilience::ejection::{Ejection, EjectionPolicy, Fault, may_eject},
+    telemetry::LabelId,
+    tls::Expected,
+};
+
+/// How bytes travel to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Plain,
+    /// Mutual TLS. `multiplex`: the far side is one of us, so HTTP/1 may travel as HTTP/2.
+    Mesh {
+        expected: Expected,
+        multiplex: bool,
+    },
+}
+
+/// What makes an endpoint the same endpoint across views: a changed key means new connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    pub address: SocketAddr,
+    /// The identity expected there, `None` for plaintext, empty for any identity of the trust domain.
+    pub identity: Option<Arc<str>>,
+    pub multiplex: bool,
+}
+
+/// One endpoint as one view describes it.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub transport: Transport,
+    pub weight: u32,
+    pub health: Health,
+    /// Destination labels for metrics.
+    pub labels: LabelId,
+    pub config: Arc<view::Endpoint>,
+    pub state: Arc<EndpointState>,
+}
+
+/// What outlives views.
+#[derive(Debug)]
+pub struct EndpointState {
+    pub load: Arc<Load>,
+    record: Mutex<Ejection>,
+    /// Mirrors the record, so that a pick looks without locking.
+    ejected: AtomicBool,
+    /// One pool per worker.
+    pools: Box<[Pool]>,
+}
+
+impl EndpointState {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            load: Arc::new(Load::new(host::now())),
+            record: Mutex::new(Ejection::default()),
+            ejected: AtomicBool::new(false),
+            pools: (0..workers.max(1)).map(|_| Pool::default()).collect(),
+        }
+    }
+
+    /// The pool of one worker; worker numbers beyond the last share it.
+    pub fn pool(&self, worker: usize) -> &Pool {
+        let last = self.pools.len() - 1;
+        &self.pools[worker.min(last)]
+    }
+
+    pub fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    pub fn is_ejected(&self) -> bool {
+        if !self.ejected.load(Ordering::Relaxed) {
+            return false;
+        }
+        let ejected = self.record.lock().is_ejected(host::now());
+        self.ejected.store(ejected, Ordering::Relaxed);
+        ejected
+    }
+
+    /// Notes an outcome; true when this very outcome put the endpoint aside.
+    ///
+    /// `standing` gives how many endpoints there are and how many are put aside already.
+    pub fn note(&self, policy: &EjectionPolicy, fault: Fault, standing: impl FnOnce() -> (usize, usize)) -> bool {
+        let mut record = self.record.lock();
+        if !record.note(policy, fault) || self.ejected.load(Ordering::Relaxed) {
+            return false;
+        }
+        let (total, ejected) = standing();
+        if !may_eject(policy, total, ejected) {
+            return false;
+        }
+        record.eject(policy, host::now());
+        self.ejected.store(true, Ordering::Relaxed);
+        true
+    }
+}
+
+impl Candidate for Arc<Endpoint> {
+    fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    fn cost(&self) -> f64 {
+        self.state.load.cost()
+    }
+
+    fn standing(&self) -> Standing {
+        match self.health {
+            Health::Unready => Standing::Unready,
+            Health::Draining => Standing::Draining,
+            Health::Ready if self.state.is_ejected() => Standing::Ejected,
+            Health::Ready => Standing::Ready,
+        }
+    }
+}

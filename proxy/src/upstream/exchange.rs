@@ -1,0 +1,363 @@
+//! One request and the tries it takes to have it answered.
+//!
+//! [`Exchange`] is what the attempt loop drives: each try asks the breaker, takes a unit of the limits, picks an
+//! endpoint, leases a connection, writes the request anew from typed parts and waits for the head. [`Holds`] is
+//! what an answered try keeps until its response body is over.
+
+use std::sync::Arc;
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONNECTION, HOST, UPGRADE},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use hyper::body::Incoming;
+
+use super::{
+    backend::{Backend, RouteBackend},
+    breakers::Ticket,
+    dial::Carrier,
+    endpoint::{Endpoint, Transport},
+    http2::Stream,
+    pool::{Http1Lease, Lease, Need},
+};
+use crate::{
+    balance::load::InFlight,
+    failure::{Failure, Reason, Sent},
+    host,
+    http::{Body, grpc, headers, replay::Replay, upgrade::Upgrade},
+    resilience::{
+        breaker,
+        call::{Answered, Attempts},
+        deadline::Deadline,
+        ejection::Fault,
+        limits::{Held, Slot},
+        retry::Repeatable,
+    },
+    telemetry::{EjectionEvent, RetryRefusal},
+};
+
+/// Everything of a request but its body, as it goes upstream.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub method: Method,
+    pub path: PathAndQuery,
+    pub authority: Authority,
+    /// End-to-end headers only; Host stands in `authority`.
+    pub headers: HeaderMap,
+    pub speaks: Speaks,
+}
+
+/// What the application speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    Http1,
+    Http2,
+    /// HTTP/1 that wants to become something else.
+    Upgrade(Upgrade),
+}
+
+/// One request under way.
+pub struct Exchange<'a> {
+    route: &'a RouteBackend,
+    carrier: Carrier<'a>,
+    head: Head,
+    body: Replay,
+    /// The endpoint of the last try, with its place among the backend's.
+    last: Option<(usize, Arc<Endpoint>)>,
+    tried: u32,
+}
+
+/// A try that was answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub response: Response<Incoming>,
+    /// The breaker counts it as a failure.
+    pub failed: bool,
+    pub holds: Holds,
+}
+
+/// What an answered try keeps until its response body is over.
+#[derive(Debug)]
+pub struct Holds {
+    pub endpoint: Arc<Endpoint>,
+    connection: Connection,
+    _in_flight: InFlight,
+    _request: Held,
+}
+
+#[derive(Debug)]
+enum Connection {
+    Http1(Http1Lease),
+    Http2(Stream),
+}
+
+impl<'a> Exchange<'a> {
+    pub fn new(route: &'a RouteBackend, carrier: Carrier<'a>, head: Head, body: Replay) -> Self {
+        route.backend.state.budget.lock().deposit(host::now());
+        Self { route, carrier, head, body, last: None, tried: 0 }
+    }
+
+    /// The endpoint of the last try, if one was picked.
+    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.last.as_ref().map(|(_, endpoint)| endpoint)
+    }
+
+    /// Tries so far.
+    pub fn tried(&self) -> u32 {
+        self.tried
+    }
+
+    /// Whether another backend may get it: nothing was sent, or it may be repeated.
+    pub fn may_go_elsewhere(&self, sent: Sent) -> bool {
+        sent == Sent::Nothing || self.repeatable().idempotent
+    }
+
+    /// Gives the request up for another backend: head and body, if the body can still be sent.
+    pub fn into_parts(mut self) -> Option<(Head, Replay)> {
+        self.body.is_replayable().then(|| (self.head, std::mem::replace(&mut self.body, Replay::new(Body::empty(), 0))))
+    }
+
+    async fn send(&mut self, endpoint: &Arc<Endpoint>, lease: Lease) -> Result<(Response<Incoming>, Connection), Failure> {
+        match lease {
+            Lease::Http2(stream) => {
+                let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
+                let request = self.http2_request(multiplexed && self.head.speaks == Speaks::Http1)?;
+                match stream.send(request).await {
+                    Ok(response) => Ok((response, Connection::Http2(stream))),
+                    Err(unanswered) => Err(unanswered.failure),
+                }
+            }
+            Lease::Http1(mut lease) => {
+                let request = self.http1_request()?;
+                let connection = lease.connection().ok_or(Reason::Internal)?;
+                let unanswered = match connection.send(request).await {
+                    Ok(response) => return Ok((response, Connection::Http1(lease))),
+                    Err(unanswered) => unanswered,
+                };
+                // A pooled connection that the far side closed in the same moment: nothing was processed if nothing left.
+                if lease.reused && unanswered.failure.sent == Sent::Nothing {
+                    drop(lease);
+                    let mut fresh = self.route.backend.open_http1(endpoint, self.carrier).await?;
+                    let request = match unanswered.request {
+                        Some(request) => request,
+                        None => self.http1_request()?,
+                    };
+                    let connection = fresh.connection().ok_or(Reason::Internal)?;
+                    return match connection.send(request).await {
+                        Ok(response) => Ok((response, Connection::Http1(fresh))),
+                        Err(unanswered) => Err(unanswered.failure),
+                    };
+                }
+                Err(unanswered.failure)
+            }
+        }
+    }
+
+    fn body(&mut self) -> Result<Body, Failure> {
+        self.body.body().ok_or_else(|| Failure::new(Reason::DownstreamBody).sent(Sent::Maybe))
+    }
+
+    fn http1_request(&mut self) -> Result<Request<Body>, Failure> {
+        let mut request = Request::new(self.body()?);
+        let head = &self.head;
+        *request.method_mut() = head.method.clone();
+        let headers = request.headers_mut();
+        headers.clone_from(&head.headers);
+        let host = HeaderValue::from_str(head.authority.as_str())
+            .map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+        headers.insert(HOST, host);
+        headers::set_attempt_count(headers, self.tried);
+        let uri = match &head.speaks {
+            Speaks::Upgrade(Upgrade::Http1 { protocol }) | Speaks::Upgrade(Upgrade::ExtendedConnect { protocol }) => {
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                let protocol = HeaderValue::from_str(protocol)
+                    .map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+                headers.insert(UPGRADE, protocol);
+                Uri::from(head.path.clone())
+            }
+            Speaks::Upgrade(Upgrade::Connect) => Uri::from(head.authority.clone()),
+            Speaks::Http1 | Speaks::Http2 => Uri::from(head.path.clone()),
+        };
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_11;
+        Ok(request)
+    }
+
+    fn http2_request(&mut self, was_http1: bool) -> Result<Request<Body>, Failure> {
+        let mut request = Request::new(self.body()?);
+        let head = &self.head;
+        *request.method_mut() = head.method.clone();
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(head.authority.clone());
+        uri.path_and_query = Some(head.path.clone());
+        *request.uri_mut() =
+            Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+        let headers = request.headers_mut();
+        headers.clone_from(&head.headers);
+        headers::set_attempt_count(headers, self.tried);
+        if was_http1 {
+            headers::set_orig_proto(headers, Version::HTTP_11);
+        }
+        *request.version_mut() = Version::HTTP_2;
+        Ok(request)
+    }
+
+    /// One try, after breaker and limits have let it pass.
+    async fn reach(&mut self, endpoint: &Arc<Endpoint>, limit: Deadline) -> Result<(Response<Incoming>, Connection), Failure> {
+        let need = match self.head.speaks {
+            Speaks::Http1 => Need::Http1,
+            Speaks::Http2 => Need::Http2,
+            Speaks::Upgrade(_) => Need::Upgrade,
+        };
+        let mut sent = Sent::Nothing;
+        let reached = async {
+            let lease = self.route.backend.lease(endpoint, need, self.carrier).await?;
+            sent = Sent::Maybe;
+            let (response, connection) = self.send(endpoint, lease).await?;
+            refused_by_sidecar(endpoint, &response)?;
+            Ok((response, connection))
+        };
+        let Some(left) = limit.left(host::now()) else { return reached.await };
+        match tokio::time::timeout(left, reached).await {
+            Ok(reached) => reached,
+            Err(_) => Err(Failure::new(Reason::TryTimeout).sent(sent)),
+        }
+    }
+}
+
+impl Attempts for Exchange<'_> {
+    type Answer = Answer;
+    type Hold = Held;
+
+    async fn attempt(&mut self, tried: u32, limit: Deadline) -> Result<Answer, Failure> {
+        self.tried = tried;
+        let route = self.route;
+        let ticket = match &route.breaker {
+            Some(breaker) => Some(breaker.ask().ok_or(Reason::BreakerOpen)?),
+            None => None,
+        };
+        let backend = &route.backend;
+        let request = backend.hold(Slot::Request)?;
+        let avoid = self.last.as_ref().map(|(index, _)| *index);
+        let started = host::now();
+        let (index, endpoint) = match backend.pick(avoid) {
+            Ok((index, endpoint)) => (index, Arc::clone(endpoint)),
+            Err(reason) => {
+                report(ticket, breaker::Result::Failure, started);
+                return Err(reason.into());
+            }
+        };
+        self.last = Some((index, Arc::clone(&endpoint)));
+        let mut in_flight = endpoint.state.load.start();
+        match self.reach(&endpoint, limit).await {
+            Ok((response, connection)) => {
+                let now = host::now();
+                in_flight.answered(now.saturating_duration_since(started), now);
+                let (fault, result) = judge(response.status(), response.headers());
+                self.note(backend, &endpoint, fault);
+                let failed = result == breaker::Result::Failure;
+                report(ticket, result, started);
+                let holds = Holds { endpoint, connection, _in_flight: in_flight, _request: request };
+                Ok(Answer { response, failed, holds })
+            }
+            Err(failure) => {
+                if failure.reason.is_upstream_fault() {
+                    self.note(backend, &endpoint, Fault::Local);
+                    report(ticket, breaker::Result::Failure, started);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn repeatable(&self) -> Repeatable {
+        if matches!(self.head.speaks, Speaks::Upgrade(_)) {
+            return Repeatable { idempotent: false, replayable: true };
+        }
+        Repeatable::of(&self.head.method, &self.head.headers, self.body.is_replayable())
+    }
+
+    fn take_retry(&mut self) -> Result<Held, RetryRefusal> {
+        let backend = &self.route.backend;
+        let held = backend.hold(Slot::Retry).map_err(|_| RetryRefusal::LimitReached)?;
+        if !backend.state.budget.lock().withdraw(host::now()) {
+            return Err(RetryRefusal::BudgetExhausted);
+        }
+        Ok(held)
+    }
+
+    fn retry_refused(&mut self, why: RetryRefusal) {
+        self.carrier.telemetry.retry_refused(why);
+    }
+}
+
+impl Exchange<'_> {
+    fn note(&self, backend: &Backend, endpoint: &Endpoint, fault: Fault) {
+        if backend.note(endpoint, fault) {
+            self.carrier.telemetry.ejection(EjectionEvent::Ejected);
+        }
+    }
+}
+
+impl Answered for Answer {
+    type Body = Incoming;
+
+    fn head(&self) -> &Response<Incoming> {
+        &self.response
+    }
+}
+
+impl Holds {
+    /// The response is over. `clean`: to its last byte, so that the connection can carry another request.
+    pub fn finish(self, clean: bool) {
+        if let Connection::Http1(lease) = self.connection
+            && clean
+        {
+            lease.put_back();
+        }
+    }
+}
+
+fn report(ticket: Option<Ticket>, result: breaker::Result, started: host::Instant) {
+    if let Some(ticket) = ticket {
+        ticket.report(result, host::now().saturating_duration_since(started));
+    }
+}
+
+/// What a response head means for ejection and breaker.
+fn judge(status: StatusCode, headers: &HeaderMap) -> (Fault, breaker::Result) {
+    match status {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            (Fault::GatewayError, breaker::Result::Failure)
+        }
+        status if status.is_server_error() => (Fault::ServerError, breaker::Result::Failure),
+        // Trailers-only gRPC: the status stands in the head. Codes of the server's own trouble.
+        _ => match grpc::status(headers) {
+            Some(4 | 13 | 14 | 15) => (Fault::ServerError, breaker::Result::Failure),
+            _ => (Fault::None, breaker::Result::Success),
+        },
+    }
+}
+
+/// The sidecar at the far side says that its application never saw the request.
+///
+/// Only believed from one of us, over mutual TLS: that sidecar removes the header from what its application sends.
+fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Incoming>) -> Result<(), Failure> {
+    if !matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. }) {
+        return Ok(());
+    }
+    let Some(word) = response.headers().get(headers::ERROR) else { return Ok(()) };
+    let untouched = [
+        Reason::UpstreamConnectRefused,
+        Reason::UpstreamConnectTimeout,
+        Reason::NotReady,
+        Reason::Draining,
+    ];
+    match untouched.into_iter().find(|reason| reason.word().as_bytes() == word.as_bytes()) {
+        Some(reason) => Err(Failure::new(Reason::UpstreamConnectRefused)
+            .because(format!("the sidecar of the endpoint says {}", reason.word()))),
+        None => Ok(()),
+    }
+}

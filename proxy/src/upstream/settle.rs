@@ -1,0 +1,364 @@
+//! From an answered try to the response that goes downstream, and to the end of its body.
+//!
+//! A request's record, its place in the limits and its connection are held by the response body and settled
+//! exactly once: at its clean end, when it breaks, or when the client goes away.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{CONNECTION, CONTENT_TYPE, UPGRADE},
+};
+use http_body::{Body as _, Frame};
+use hyper::upgrade::OnUpgrade;
+use tracing::debug;
+
+use super::{
+    backend::RouteBackend,
+    dial::Carrier,
+    exchange::{Answer, Exchange, Holds},
+    rule::Forward,
+};
+use crate::{
+    failure::{Failure, Reason, Sent},
+    host::{self, Stream},
+    http::{
+        Body,
+        body::{BodyError, Observer, Pace},
+        grpc, headers,
+        replay::Replay,
+        upgrade::{self, Upgrade},
+    },
+    relay::{Counts, RelayError, RelayLimits, relay},
+    resilience::{
+        call::call,
+        deadline::Deadline,
+        fallback::{FallbackKind, FallbackPolicy},
+        limits::Held,
+        retry::RetryPolicy,
+    },
+    settings::Settings,
+    telemetry::{self, ConnectionRecord, RequestRecord, WorkerTelemetry},
+};
+
+/// Names the breaker whose fallback answered.
+pub const FALLBACK_HEADER: HeaderName = HeaderName::from_static("x-outrigger-fallback");
+
+/// How often long connections report their bytes.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// A response on its way downstream.
+pub struct Settled {
+    response: Response<Body>,
+    holds: Option<Holds>,
+    fallback: Option<Held>,
+}
+
+/// What the request body has carried, read when the record is written.
+#[derive(Debug, Default)]
+pub struct Uploaded(AtomicU64);
+
+impl Settled {
+    /// A response of our own: a redirect, a static reply.
+    pub const fn own(response: Response<Body>) -> Self {
+        Self { response, holds: None, fallback: None }
+    }
+
+    /// The response of an answered try.
+    pub fn answered(answer: Answer) -> Self {
+        let (parts, body) = answer.response.into_parts();
+        Self {
+            response: Response::from_parts(parts, Body::incoming(body)),
+            holds: Some(answer.holds),
+            fallback: None,
+        }
+    }
+
+    pub const fn response_mut(&mut self) -> &mut Response<Body> {
+        &mut self.response
+    }
+
+    /// Applies what the rule changes, after what belongs to the upstream connection is gone.
+    #[must_use]
+    pub fn edited(mut self, forward: &Forward<'_>) -> Self {
+        if self.holds.is_some() {
+            headers::strip_hop_by_hop(self.response.headers_mut(), None);
+        }
+        forward.edit_response(&mut self.response);
+        self
+    }
+
+    /// Ends the response body at the deadline of the request.
+    #[must_use]
+    pub fn within(mut self, deadline: Deadline) -> Self {
+        if let Some(left) = deadline.left(host::now())
+            && self.holds.is_some()
+            && !self.response.body().is_end_stream()
+        {
+            let body = std::mem::replace(self.response.body_mut(), Body::empty());
+            *self.response.body_mut() =
+                Body::boxed(Bounded { body, end: Box::pin(tokio::time::sleep(left)) });
+        }
+        self
+    }
+
+    /// Joins both sides when the upstream agreed to leave HTTP; the connection is then held by the join.
+    #[must_use]
+    pub fn upgraded(mut self, wanted: Option<Upgrade>, downstream: Option<OnUpgrade>, settings: &Settings) -> Self {
+        let (Some(wanted), Some(downstream)) = (wanted, downstream) else { return self };
+        let agreed = match &wanted {
+            Upgrade::Http1 { .. } | Upgrade::ExtendedConnect { .. } => {
+                self.response.status() == StatusCode::SWITCHING_PROTOCOLS
+            }
+            Upgrade::Connect => self.response.status().is_success(),
+        };
+        if !agreed {
+            return self;
+        }
+        let upstream = hyper::upgrade::on(&mut self.response);
+        let limits = RelayLimits {
+            buffer_bytes: settings.limits.connection_buffer_bytes,
+            idle: settings.timeouts.opaque_idle,
+            half_close: settings.timeouts.half_close,
+        };
+        let holds = self.holds.take();
+        host::spawn(async move {
+            let counts = Counts::default();
+            if let Err(error) = upgrade::join(downstream, upstream, limits, &counts).await {
+                debug!(%error, "upgraded connection ended");
+            }
+            drop(holds);
+        });
+        match wanted {
+            Upgrade::Http1 { protocol } => {
+                let headers = self.response.headers_mut();
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                if let Ok(protocol) = HeaderValue::from_str(&protocol) {
+                    headers.insert(UPGRADE, protocol);
+                }
+            }
+            Upgrade::ExtendedConnect { .. } => *self.response.status_mut() = StatusCode::OK,
+            Upgrade::Connect => {}
+        }
+        *self.response.body_mut() = Body::empty();
+        self
+    }
+
+    /// The response with its record; from here on the body settles everything.
+    pub fn attach(self, mut record: RequestRecord, uploaded: Option<Arc<Uploaded>>) -> Response<Body> {
+        let (parts, body) = self.response.into_parts();
+        record.response(parts.status);
+        if let Some(status) = grpc::status(&parts.headers) {
+            record.grpc_status(status);
+        }
+        let end = End { record: Some(record), holds: self.holds, uploaded, _fallback: self.fallback, bytes: 0 };
+        Response::from_parts(parts, body.observed(end))
+    }
+}
+
+/// A response of our own, with its record.
+pub fn own(response: Response<Body>, record: RequestRecord) -> Response<Body> {
+    Settled::own(response).attach(record, None)
+}
+
+/// A response of our own that tells of a failure, with its record.
+pub fn failed(response: Response<Body>, failure: &Failure, mut record: RequestRecord) -> Response<Body> {
+    record.failure(failure.reason);
+    own(response, record)
+}
+
+/// The request body on its way up: paced, counted, kept for another try up to the limit.
+pub fn upload(body: Body, settings: &Settings) -> (Replay, Option<Arc<Uploaded>>) {
+    if body.is_end_stream() {
+        return (Replay::new(Body::empty(), 0), None);
+    }
+    let uploaded = Arc::new(Uploaded::default());
+    let body =
+        body.with_idle_limit(Pace::new(&settings.timeouts)).observed(CountUpload(Arc::clone(&uploaded)));
+    (Replay::new(body, settings.limits.replay_bytes), Some(uploaded))
+}
+
+/// The outcome of the tries, or what the breaker's fallback says when they failed.
+///
+/// # Errors
+/// The original failure, when there is no fallback or no room for one more.
+pub async fn or_fallback(
+    outcome: Result<Answer, Failure>,
+    exchange: Exchange<'_>,
+    route: &RouteBackend,
+    deadline: Deadline,
+    carrier: Carrier<'_>,
+    record: &mut RequestRecord,
+) -> Result<Settled, Failure> {
+    let failed = match &outcome {
+        Ok(answer) => answer.failed,
+        Err(failure) => !matches!(failure.reason, Reason::BadRequest | Reason::DownstreamBody),
+    };
+    if let Err(failure) = &outcome {
+        record.failure(failure.reason);
+    }
+    let (true, Some(breaker), Some(fallback)) = (failed, &route.breaker, &route.fallback) else {
+        return outcome.map(Settled::answered);
+    };
+    let Some(slot) = breaker.begin_fallback(fallback.policy.max_concurrent) else {
+        return outcome.map(Settled::answered);
+    };
+    let instead = match &fallback.policy.kind {
+        FallbackKind::Reply { .. } => static_reply(&fallback.policy, carrier.telemetry),
+        FallbackKind::Backend(_) => {
+            // A request that an application may have seen goes elsewhere only if it may be repeated.
+            let repeatable = exchange.may_go_elsewhere(outcome.as_ref().err().map_or(Sent::Maybe, |failure| failure.sent));
+            let (Some(backend), Some((head, body))) =
+                (&fallback.backend, repeatable.then(|| exchange.into_parts()).flatten())
+            else {
+                return outcome.map(Settled::answered);
+            };
+            let other = RouteBackend { backend: Arc::clone(backend), breaker: None, fallback: None };
+            let mut exchange = Exchange::new(&other, carrier, head, body);
+            let never = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
+            let straight = Forward::straight(&other);
+            match call(straight.plan(deadline, &never), &mut exchange).await {
+                Ok(answer) => {
+                    carrier.telemetry.fallback_answered(telemetry::Fallback::Backend);
+                    record.destination(answer.holds.endpoint.labels);
+                    record.upstream(answer.holds.endpoint.address);
+                    Settled::answered(answer)
+                }
+                // The first failure says more than the fallback's.
+                Err(failure) => {
+                    debug!(%failure, breaker = %breaker.name, "fallback backend failed");
+                    return outcome.map(Settled::answered);
+                }
+            }
+        }
+    };
+    let mut settled = instead;
+    settled.fallback = Some(slot);
+    if let Ok(name) = HeaderValue::from_str(&breaker.name) {
+        settled.response.headers_mut().insert(FALLBACK_HEADER, name);
+    }
+    Ok(settled)
+}
+
+fn static_reply(policy: &FallbackPolicy, telemetry: &Arc<WorkerTelemetry>) -> Settled {
+    let FallbackKind::Reply { status, content_type, body } = &policy.kind else {
+        return Settled::own(Response::new(Body::empty()));
+    };
+    telemetry.fallback_answered(telemetry::Fallback::Static);
+    let mut response = Response::new(Body::full(body.clone()));
+    *response.status_mut() = *status;
+    if let Some(content_type) = content_type {
+        response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
+    }
+    Settled::own(response)
+}
+
+/// Carries opaque bytes and tells the record about them every now and then, so that long connections show in metrics.
+///
+/// # Errors
+/// The relay's.
+pub async fn relayed<A: Stream, B: Stream>(
+    a: A,
+    b: B,
+    limits: RelayLimits,
+    counts: &Counts,
+    record: &mut ConnectionRecord,
+) -> Result<(), RelayError> {
+    let relay = relay(a, b, limits, counts);
+    tokio::pin!(relay);
+    let (mut sent, mut received) = (0, 0);
+    loop {
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut relay => Some(outcome),
+            () = host::sleep(REPORT) => None,
+        };
+        let (to_b, to_a) = (counts.a_to_b.load(Ordering::Relaxed), counts.b_to_a.load(Ordering::Relaxed));
+        record.transferred(to_a - sent, to_b - received);
+        (sent, received) = (to_a, to_b);
+        if let Some(outcome) = outcome {
+            return outcome;
+        }
+    }
+}
+
+struct CountUpload(Arc<Uploaded>);
+
+impl Observer for CountUpload {
+    fn data(&mut self, bytes: usize) {
+        self.0.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Settles everything when the response body is over.
+struct End {
+    record: Option<RequestRecord>,
+    holds: Option<Holds>,
+    uploaded: Option<Arc<Uploaded>>,
+    _fallback: Option<Held>,
+    bytes: u64,
+}
+
+impl Observer for End {
+    fn data(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if let (Some(status), Some(record)) = (grpc::status(trailers), &mut self.record) {
+            record.grpc_status(status);
+        }
+    }
+
+    fn end(&mut self, result: Result<(), &BodyError>) {
+        if let Some(mut record) = self.record.take() {
+            record.response_bytes(self.bytes);
+            if let Some(uploaded) = &self.uploaded {
+                record.request_bytes(uploaded.0.load(Ordering::Relaxed));
+            }
+            match result {
+                Ok(()) => {}
+                Err(BodyError::Cancelled) => record.failure(Reason::DownstreamClosed),
+                Err(_) => record.failure(Reason::UpstreamResetBody),
+            }
+            record.finish();
+        }
+        if let Some(holds) = self.holds.take() {
+            holds.finish(result.is_ok());
+        }
+    }
+}
+
+/// A body that breaks at the deadline of its request.
+struct Bounded {
+    body: Body,
+    end: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl http_body::Body for Bounded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            let late: Box<dyn std::error::Error + Send + Sync> =
+                Box::new(Failure::new(Reason::RequestTimeout).sent(Sent::Answered));
+            return Poll::Ready(Some(Err(BodyError::Other(late))));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
