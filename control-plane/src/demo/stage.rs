@@ -26,7 +26,7 @@ use super::{
     network::{self, Network},
     observe::Observer,
     processes::{Death, Folder, Launch, Processes},
-    topology::{Mode, Placed, Plan, SIDECAR_USER, application_name},
+    topology::{CONTROL_PLANE, Mode, Placed, Plan, SIDECAR_USER, application_name},
     traffic::{Recorder, Traffic},
 };
 
@@ -37,7 +37,7 @@ const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for redirect rules to be made.
 const INTERCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between SIGTERM and SIGKILL at the end.
-const STOP_GRACE: Duration = Duration::from_secs(3);
+const STOP_GRACE: Duration = Duration::from_secs(6);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Removes namespaces when dropped.
@@ -278,7 +278,7 @@ impl Stage {
         self.stop_traffic().await;
         let Self { processes, network, folder, .. } = self;
         let mut processes = processes.into_inner();
-        let stubborn = processes.stop_all(STOP_GRACE).await;
+        let stubborn = processes.stop_all(CONTROL_PLANE, STOP_GRACE).await;
         drop(network);
         drop(folder);
         if let Some(guard) = processes.take_guard() {

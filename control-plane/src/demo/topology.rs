@@ -26,6 +26,9 @@ pub const CALLER_OF_RATINGS: &str = "reviews-v2";
 /// User id of sidecars in transparent mode; the redirect rules let it pass. Istio's choice, too.
 pub const SIDECAR_USER: u32 = 1337;
 
+/// Name of the control plane's process. It stops last: sidecars tell it that they go.
+pub const CONTROL_PLANE: &str = "control-plane";
+
 /// One running instance, as users would describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -158,7 +161,7 @@ impl Plan {
         {
             args.extend([flag.to_owned(), address.to_string()]);
         }
-        Launch::new("control-plane", program, args)
+        Launch::new(CONTROL_PLANE, program, args)
     }
 
     /// The application of a workload, by the name it is started and killed under.
