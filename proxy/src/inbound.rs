@@ -19,7 +19,7 @@ use crate::{
     http::{
         Body, grpc, headers,
         normalize::{self, normalize},
-        reply::reply,
+        reply::{self, reply},
         serve::{self, Version},
         upgrade,
     },
@@ -335,7 +335,7 @@ async fn answer(
     };
     let mut settled = Settled::answered(answer).edited(&forward);
     // Only a sidecar speaks of sidecars: whatever the application says under these names is not passed on.
-    settled.response_mut().headers_mut().remove(headers::ERROR);
+    settled.response_mut().headers_mut().remove(reply::ERROR);
     Ok((settled.within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
 }
 

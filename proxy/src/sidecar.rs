@@ -303,13 +303,10 @@ impl Sidecar {
             info!(address = %bound, operator, "listening");
             let (source, stop, log) = (Arc::clone(self), self.stops.all.clone(), log.clone());
             host::spawn(async move {
-                let served = if operator {
-                    admin::serve_admin(listener, source, log, stop).await
+                if operator {
+                    admin::serve_admin(listener, source, log, stop).await;
                 } else {
-                    admin::serve_ready(listener, source, stop).await
-                };
-                if let Err(error) = served {
-                    warn!(%error, "operator's port is closed");
+                    admin::serve_ready(listener, source, stop).await;
                 }
             });
         }

@@ -25,7 +25,7 @@ use crate::{
     balance::load::InFlight,
     failure::{Failure, Reason, Sent},
     host,
-    http::{Body, grpc, headers, replay::Replay, upgrade::Upgrade},
+    http::{Body, grpc, headers, replay::Replay, reply, upgrade::Upgrade},
     resilience::{
         breaker,
         call::{Answered, Attempts},
@@ -350,7 +350,7 @@ fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Incoming>) -> Res
     if !matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. }) {
         return Ok(());
     }
-    let Some(word) = response.headers().get(headers::ERROR) else { return Ok(()) };
+    let Some(word) = response.headers().get(reply::ERROR) else { return Ok(()) };
     let untouched = [
         Reason::UpstreamConnectRefused,
         Reason::UpstreamConnectTimeout,
