@@ -107,10 +107,12 @@ impl Tool {
 pub enum ApplyError {
     #[error("no tool for redirect rules works here:\n{tried}")]
     NoTool { tried: String },
+    #[error("changing redirect rules is not permitted (run as root, or give the container the capability NET_ADMIN)")]
+    NotPermitted,
     #[error("cannot run {command}: not installed (install the package {package})")]
     Missing { command: String, package: &'static str },
-    #[error("{command} failed: {message}{hint}")]
-    Failed { command: String, message: String, hint: &'static str },
+    #[error("{command} failed: {message}")]
+    Failed { command: String, message: String },
     #[error("cannot run {command}: {source}")]
     Run { command: String, source: io::Error },
 }
@@ -131,6 +133,8 @@ pub fn find_tool(choice: ToolChoice) -> Result<Tool, ApplyError> {
     for tool in choice.candidates() {
         match tool.probe() {
             Ok(_) => return Ok(*tool),
+            // What one tool may not do, the others may not either.
+            Err(ApplyError::NotPermitted) => return Err(ApplyError::NotPermitted),
             Err(error) => {
                 tried.push(format!("  {error}"));
                 last = Some(error);
@@ -311,7 +315,10 @@ fn run(command: &str, arguments: &[&str], input: Option<&str>) -> Result<String,
             ApplyError::Run { command: command.to_owned(), source }
         }
     };
+    // The tools live where only root looks, and not every way to become root changes the path.
+    let path = std::env::var("PATH").unwrap_or_default();
     let mut child = Command::new(command)
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
         .args(arguments)
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
@@ -328,9 +335,11 @@ fn run(command: &str, arguments: &[&str], input: Option<&str>) -> Result<String,
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
     let refused = ["ermission denied", "not permitted", "must be root"].iter().any(|words| message.contains(words));
+    if refused {
+        return Err(ApplyError::NotPermitted);
+    }
     Err(ApplyError::Failed {
         command: format!("{command} {}", arguments.join(" ")),
-        hint: if refused { " (run as root, or give the container the capability NET_ADMIN)" } else { "" },
         message: if message.is_empty() { output.status.to_string() } else { message },
     })
 }

@@ -192,8 +192,9 @@ fn put_in_force(args: &RuleArgs) -> Result<(), String> {
     let tool = apply::find_tool(args.tool).map_err(|error| error.to_string())?;
     let ipv6 = args.ipv6();
     apply::apply(&rules, tool, ipv6).map_err(|error| {
-        let hint = if ipv6 { " (to leave IPv6 alone, give --no-ipv6)" } else { "" };
-        format!("{error}{hint}")
+        let message = error.to_string();
+        let hint = if message.contains("ip6tables") { " (to leave IPv6 alone, give --no-ipv6)" } else { "" };
+        message + hint
     })?;
     eprintln!("redirect rules are in force ({})", described(tool, ipv6, args.no_ipv6));
     Ok(())
