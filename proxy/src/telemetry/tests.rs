@@ -343,16 +343,28 @@ fn cost_of_a_finished_request() {
     let telemetry = telemetry();
     let worker = telemetry.worker(0);
     let destination = reviews(&telemetry);
-    let rounds = 2_000_000;
-    let begun = host::now();
-    for _ in 0..rounds {
+    // The best of many short rounds: the machine may be busy with something else.
+    let (rounds, requests) = (200, 10_000);
+    let best = |work: &dyn Fn()| {
+        let round = |_| {
+            let begun = host::now();
+            (0..requests).for_each(|_| work());
+            host::now().duration_since(begun) / requests
+        };
+        (0..rounds).map(round).min().unwrap()
+    };
+    let record = best(&|| {
         let mut record = RequestRecord::open(&worker, Direction::Outbound, host::now());
         record.destination(destination);
         record.request_bytes(100);
         record.response(StatusCode::OK);
         record.response_bytes(1000);
         record.finish();
-    }
-    println!("{:?} per request", host::now().duration_since(begun) / rounds);
-    assert_eq!(find(&samples(&telemetry.encode()), "istio_requests_total", &[]), f64::from(rounds));
+    });
+    let clock = best(&|| {
+        std::hint::black_box(host::now().saturating_duration_since(host::now()));
+    });
+    println!("{record:?} per request, of which {clock:?} for two readings of the clock");
+    let counted = find(&samples(&telemetry.encode()), "istio_requests_total", &[]);
+    assert_eq!(counted, f64::from(rounds * requests));
 }
