@@ -621,3 +621,6 @@ fn targets(table: &RouteTable<Target>) -> impl Iterator<Item = &Target> {
         Leg::Bad(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,3 +218,7 @@ fn roots(bundle: &mesh::TrustBundle) -> Checked<Arc<[CertificateDer<'static>]>> 
     }
     Ok(roots.into())
 }
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing)]
+mod tests;

@@ -166,3 +166,62 @@ impl DemandName {
 
 /// RFC 1035 §2.3.4: names of 255 octets or less, which leaves 253 characters.
 const MAX_HOST_BYTES: usize = 253;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_mean_what_they_mean_in_the_cluster() {
+        // A short name taken for another namespace's service would send requests to a stranger.
+        for (host, expected) in [
+            ("reviews", Some("shop/reviews.shop.svc.mesh.test")),
+            ("Reviews.", Some("shop/reviews.shop.svc.mesh.test")),
+            ("reviews.bank.svc", Some("bank/reviews.bank.svc.mesh.test")),
+            ("reviews.bank.svc.mesh.test", Some("bank/reviews.bank.svc.mesh.test")),
+            ("reviews.bank", Some("host/reviews.bank")),
+            ("api.example.com", Some("host/api.example.com")),
+            ("mesh.test", Some("host/mesh.test")),
+            ("x.mesh.test", Some("host/x.mesh.test")),
+            ("10.0.0.1", Some("vip/10.0.0.1")),
+            ("[2001:DB8::1]", Some("vip/2001:db8::1")),
+            ("", None),
+            (".", None),
+            ("a..b", None),
+            ("a_b*", None),
+        ] {
+            let name = DemandName::Host(host.to_owned()).resource_name("shop", "mesh.test");
+            assert_eq!(name.as_deref(), expected, "{host}");
+        }
+        let mapped = DemandName::Vip("::ffff:10.0.0.1".parse().unwrap());
+        assert_eq!(mapped.resource_name("shop", "mesh.test").as_deref(), Some("vip/10.0.0.1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_answers_at_once() {
+        // When the control runtime is stuck, connections must fail or pass, not pile up.
+        let (demand, _requests) = channel(&Limits { pending_demands: 1, ..Limits::default() });
+        let first = demand.clone();
+        let waiting =
+            host::spawn(async move { first.want(DemandName::Host("a".into()), Duration::from_secs(1)).await });
+        tokio::task::yield_now().await;
+        let before = host::now();
+        assert_eq!(demand.want(DemandName::Host("b".into()), Duration::from_secs(1)).await, Answer::TimedOut);
+        assert_eq!(host::now(), before);
+        assert_eq!(waiting.await.unwrap(), Answer::TimedOut);
+    }
+
+    #[test]
+    fn use_is_noted_once_and_kept_over_changes() {
+        // A flag lost when services change would make a busy service look unused.
+        let (demand, requests) = channel(&Limits::default());
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        requests.uses.follow([&a].into_iter());
+        demand.used(&a);
+        demand.used(&b);
+        requests.uses.follow([&a, &b].into_iter());
+        assert_eq!(requests.uses.take(), [a]);
+        assert!(requests.uses.take().is_empty());
+    }
+}

@@ -216,3 +216,107 @@ fn material(
     let root = chain.pop().ok_or_else(|| useless("the answer is empty"))?;
     Ok(Material { chain, key: signing.into_key(), roots: vec![root], trust_domain: trust_domain.into() })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Mutex;
+
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use outrigger_proto::ca::istio_certificate_service_server::{
+        IstioCertificateService, IstioCertificateServiceServer,
+    };
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use tonic::Response;
+
+    use super::*;
+    use crate::config::connect::handshake;
+
+    /// Answers with what it was made with, and remembers what it was asked.
+    #[derive(Clone)]
+    struct Authority {
+        answer: Result<Vec<String>, Code>,
+        seen: Arc<Mutex<Vec<(Option<String>, String, i64)>>>,
+    }
+
+    #[tonic::async_trait]
+    impl IstioCertificateService for Authority {
+        async fn create_certificate(
+            &self,
+            request: Request<IstioCertificateRequest>,
+        ) -> Result<Response<IstioCertificateResponse>, Status> {
+            let bearer = request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
+            let request = request.into_inner();
+            self.seen.lock().unwrap().push((bearer, request.csr, request.validity_duration));
+            let answer = self.answer.clone();
+            answer
+                .map(|cert_chain| Response::new(IstioCertificateResponse { cert_chain }))
+                .map_err(|code| Status::new(code, "because"))
+        }
+    }
+
+    async fn ask(
+        answer: Result<Vec<String>, Code>,
+        token: Option<&str>,
+    ) -> (Result<Material, SigningError>, Authority) {
+        let authority = Authority { answer, seen: Arc::default() };
+        let server = IstioCertificateServiceServer::new(authority.clone());
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        host::spawn(async move {
+            let service = hyper::service::service_fn(move |request| {
+                let mut server = server.clone();
+                async move { tonic::codegen::Service::call(&mut server, request).await }
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(TokioIo::new(far), service).await;
+        });
+        let id = SpiffeId::new("mesh.local", "shop", "reviews").unwrap();
+        let token = token.map(|token| Token::parse(token).unwrap());
+        let channel = handshake(near).await.unwrap();
+        (sign(channel, "control-plane:15012", &id, token.as_ref(), "mesh.local").await, authority)
+    }
+
+    fn root() -> String {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap().pem()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signed_chain_becomes_material_and_the_pin_is_not_shown() {
+        // Without this no workload joins.
+        let (leaf, middle, root) = (root(), root(), root());
+        let pinned = format!("orj1.id.c2VjcmV0.{}", "ab".repeat(32));
+        for chain in [vec![leaf.clone(), middle.clone(), root.clone()], vec![format!("{leaf}{middle}"), root.clone()]] {
+            let (material, authority) = ask(Ok(chain), Some(&pinned)).await;
+            let material = material.unwrap();
+            let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            assert_eq!(material.chain, [der(&leaf), der(&middle)]);
+            assert_eq!(material.roots, [der(&root)]);
+            let seen = authority.seen.lock().unwrap().pop().unwrap();
+            assert_eq!(seen.0.as_deref(), Some("Bearer orj1.id.c2VjcmV0"));
+            assert!(seen.1.starts_with("-----BEGIN CERTIFICATE REQUEST-----"));
+            assert_eq!(seen.2, 86_400);
+        }
+        // With a certificate there is nothing to show.
+        let (_, authority) = ask(Ok(vec![leaf, root]), None).await;
+        assert_eq!(authority.seen.lock().unwrap().pop().unwrap().0, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_other_answer_is_an_error_that_says_so() {
+        // A wrong token must read as one, not as a network problem.
+        assert!(
+            matches!(ask(Err(Code::Unauthenticated), None).await.0, Err(SigningError::Refused(why)) if why == "because")
+        );
+        assert!(matches!(ask(Err(Code::Unavailable), None).await.0, Err(SigningError::Failed(_))));
+        for chain in [
+            vec![],
+            vec![root()],
+            vec![root(), "-----BEGIN CERTIFICATE-----\n%\n-----END CERTIFICATE-----".to_owned()],
+            vec![root(); 20],
+        ] {
+            assert!(matches!(ask(Ok(chain), None).await.0, Err(SigningError::Useless(_))));
+        }
+    }
+}
