@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     runtime::Runtime,
     task::JoinHandle,
 };
@@ -79,6 +79,21 @@ pub fn runtime(threads: usize) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
+/// Raises the soft limit of open files to the hard one; leaves it where the system refuses.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || limit.maximum.is_none() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+/// CPUs this process may use: the cgroup's quota, rounded up, or what the scheduler allows; at least 1.
+pub fn cpu_limit() -> usize {
+    // Takes cgroup quotas and affinity into account on Linux.
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Any connected byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
@@ -102,12 +117,12 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
     socket.connect(address).await
 }
 
-/// The addresses of a name, asked of the system's resolver.
+/// The addresses of "host:port"; the caller bounds the time.
 ///
 /// # Errors
 /// The resolver's, unchanged.
-pub async fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    Ok(tokio::net::lookup_host((name, port)).await?.collect())
+pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host(address).await?.collect())
 }
 
 /// How an outgoing connection differs from the ordinary.
@@ -139,4 +154,24 @@ pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Binds a datagram socket, with `SO_MARK` if given (needs `CAP_NET_ADMIN`).
+///
+/// # Errors
+/// The operating system's, unchanged.
+pub fn datagram(address: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::DGRAM.nonblocking().cloexec(),
+        Some(socket2::Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
 }

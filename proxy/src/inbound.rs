@@ -53,8 +53,6 @@ pub enum Way {
 #[derive(Debug)]
 struct Entry {
     application: SocketAddr,
-    /// Port as policy knows it.
-    port: u16,
     limits: LimitPolicy,
     protocol: Protocol,
     /// `None`: plaintext.
@@ -103,7 +101,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
         let source = peer.as_ref().map_or(LabelId::UNKNOWN, |peer| {
             residents.telemetry.labels(LabelSet::peer(peer.identity.as_str()))
         });
-        Entry { application, port, limits, protocol, peer, source, remote: accepted.peer, authorized }
+        Entry { application, limits, protocol, peer, source, remote: accepted.peer, authorized }
     };
     let mut io = Rewound::new(accepted.io);
     if mode == PeerMode::Disable {
@@ -249,7 +247,7 @@ async fn forward_opaque<S: Stream>(
         let reason = match &error {
             relay::RelayError::A(_) => Reason::DownstreamClosed,
             relay::RelayError::B(_) => Reason::UpstreamReset,
-            relay::RelayError::Idle => Reason::RequestTimeout,
+            relay::RelayError::Idle(_) => Reason::RequestTimeout,
         };
         record.failure(reason);
         Failure::new(reason).because(error)

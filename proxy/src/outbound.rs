@@ -224,7 +224,7 @@ async fn forward_opaque<S: Stream>(
             let reason = match &error {
                 relay::RelayError::A(_) => Reason::DownstreamClosed,
                 relay::RelayError::B(_) => Reason::UpstreamReset,
-                relay::RelayError::Idle => Reason::RequestTimeout,
+                relay::RelayError::Idle(_) => Reason::RequestTimeout,
             };
             record.failure(reason);
             Err(Failure::new(reason).because(error))

@@ -177,7 +177,7 @@ impl Post {
         let mine = self.loads.get(self.worker.index).map_or(0, Load::total);
         let least = self.loads.iter().enumerate().min_by_key(|(_, load)| load.total());
         let elsewhere = least.filter(|(_, load)| mine > load.total() + SKEW && mine > 2 * load.total());
-        let Some(other) = elsewhere.and_then(|(index, _)| self.others.get(index)) else {
+        let Some(other) = elsewhere.and_then(|(index, _)| self.others.get(index)).cloned() else {
             return self.carry(accepted, slot, entrance).await;
         };
         let Accepted { io, peer, local } = accepted;

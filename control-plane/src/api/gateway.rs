@@ -236,7 +236,7 @@ fn http_rule(field: &Field<'_>, header: &Header<'_>, names: &mut Vec<String>) ->
         if request > 0 && one > 0 && all > request {
             field.say(
                 Problem::new(&codes::RETRIES_CUT, format!("{} tries of {one} ms take longer than the request timeout of {request} ms", retry.attempts + 1))
-                    .effect(format!("at most {} tries can run to their end", request / one))
+                    .effect(format!("only {} of {} tries can run to their end", request / one, retry.attempts + 1))
                     .fix("lengthen timeouts.request or shorten timeouts.backendRequest"),
             );
         }

@@ -127,7 +127,7 @@ pub(crate) fn read(text: &str) -> Vec<Result<Node, SyntaxError>> {
                 let column = place(location.map(|location| location.column()));
                 let message = error.to_string();
                 read.push(Err(SyntaxError {
-                    message: message.lines().next().unwrap_or("cannot be read").to_owned(),
+                    message: plain(&message),
                     line: if line == 0 { first_line + 1 } else { line.saturating_add(first_line) },
                     column,
                 }));
@@ -135,6 +135,13 @@ pub(crate) fn read(text: &str) -> Vec<Result<Node, SyntaxError>> {
         }
     }
     read
+}
+
+/// The reader's message without its own place (which counts from the document) and without advice for programmers.
+fn plain(message: &str) -> String {
+    let line = message.lines().next().unwrap_or("cannot be read");
+    let line = line.split(" at line ").next().unwrap_or(line);
+    line.split(", set DuplicateKeyPolicy").next().unwrap_or(line).to_owned()
 }
 
 /// Splits a text before each document marker and counts the lines before each part.

@@ -221,17 +221,21 @@ pub(crate) fn camel(name: &str) -> String {
     text
 }
 
-/// The candidate that was probably meant: same but for case, or at most a third of its letters wrong.
+/// The candidate that was probably meant: same but for case, at most a third of its letters wrong, or its beginning missing.
 pub(crate) fn nearest<'a>(written: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     if written.len() > 64 {
         return None;
     }
     let written = written.to_ascii_lowercase();
-    candidates
+    let within = |candidate: &&str| written.len() >= 4 && candidate.to_ascii_lowercase().ends_with(&written);
+    let candidates: Vec<&str> = candidates.collect();
+    let near = candidates
+        .iter()
         .map(|candidate| (distance(&written, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len().max(written.len()) / 3).max(1))
         .min()
-        .map(|(_, candidate)| candidate)
+        .map(|(_, candidate)| *candidate);
+    near.or_else(|| candidates.into_iter().find(within))
 }
 
 /// Edits between two texts, where swapping neighbours is one edit.

@@ -3,15 +3,19 @@
 //! Called after every change by the discovery side, which knows names, versions and bytes but not what they mean.
 //! The same mesh always gives the same bytes.
 
+mod node;
+mod resource;
+mod services;
+mod status;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use outrigger_proto::kind::Kind;
+pub use node::node;
+use outrigger_proto::{kind::Kind, mesh::TrustBundle};
+pub use status::{Condition, ObjectStatus, status};
 
-use crate::{
-    api::ObjectKey,
-    model::{Mesh, RegisteredWorkload},
-};
+use crate::{api::ObjectKey, model::Mesh};
 
 /// One resource, ready to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,47 +55,24 @@ impl Compiled {
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Resource>> {
         self.by_name[kind as usize].values()
     }
-}
 
-/// Compiles everything except Node resources. `roots_pem`: one certificate each.
-pub fn compile(_mesh: &Mesh, _roots_pem: &[Bytes]) -> Compiled {
-    Compiled::default()
-}
-
-/// The Node resource of one proxy; also for one that only calls others.
-pub fn node(_mesh: &Mesh, workload: &RegisteredWorkload) -> Resource {
-    Resource {
-        kind: Kind::Node,
-        name: workload.uid.as_str().into(),
-        aliases: Vec::new(),
-        version: "".into(),
-        bytes: Bytes::new(),
-        origins: Vec::new(),
+    fn add(&mut self, resource: Resource) {
+        let resource = Arc::new(resource);
+        let index = resource.kind as usize;
+        for alias in &resource.aliases {
+            self.by_alias[index].insert(alias.clone(), resource.clone());
+        }
+        self.by_name[index].insert(resource.name.clone(), resource);
     }
 }
 
-/// One condition of an object's status.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Condition {
-    /// `Accepted` or `ResolvedRefs`.
-    pub condition: &'static str,
-    pub status: bool,
-    /// One word, Gateway API's where it has one.
-    pub reason: &'static str,
-    /// For people.
-    pub message: String,
-}
-
-/// What became of one object.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct ObjectStatus {
-    pub object: ObjectKey,
-    /// Generation of the object that this is about.
-    pub generation: u64,
-    pub conditions: Vec<Condition>,
-}
-
-/// Conditions of every object, sorted by key. `Programmed` is added by the side that knows what proxies acked.
-pub fn status(_mesh: &Mesh) -> Vec<ObjectStatus> {
-    Vec::new()
+/// Compiles everything except Node resources. `roots_pem`: one certificate each.
+pub fn compile(mesh: &Mesh, roots_pem: &[Bytes]) -> Compiled {
+    let mut compiled = Compiled::default();
+    let bundle = TrustBundle { roots: roots_pem.to_vec() };
+    compiled.add(resource::encode(Kind::TrustBundle, &mesh.settings.trust_domain, Vec::new(), &bundle, &[]));
+    for service in mesh.services() {
+        services::add(service, &mut |resource| compiled.add(resource));
+    }
+    compiled
 }

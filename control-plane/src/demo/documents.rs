@@ -154,6 +154,17 @@ mod tests {
     }
 
     #[test]
+    fn the_mesh_accepts_every_document_without_a_word() {
+        // A warning in the very first run would teach newcomers to ignore warnings.
+        let documents = initial().into_iter().chain([canary(50), swap(10, 7)]);
+        for document in documents {
+            let (objects, problems) = crate::api::parse(document.file, &document.text, NAMESPACE);
+            assert!(problems.is_empty(), "{}", problems[0]);
+            assert!(!objects.is_empty(), "{}", document.file);
+        }
+    }
+
+    #[test]
     fn the_fallback_is_recognisable() {
         // Traffic tells fallback answers from real ones by this word alone.
         let breaker: serde_json::Value = serde_saphyr::from_str(ratings().split("---\n").nth(1).unwrap()).unwrap();

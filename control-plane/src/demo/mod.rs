@@ -21,7 +21,7 @@ use tokio::{
 
 use self::{
     display::{Display, Status, Stream, status_line},
-    observe::{BreakerHistory, Counters},
+    observe::BreakerHistory,
     stage::Stage,
     story::{Seen, Story, breaker_name},
     topology::{CALLER_OF_RATINGS, Mode, SERVICE_PORT},
@@ -156,7 +156,7 @@ async fn perform(args: &DemoArgs, display: &Display) -> anyhow::Result<ExitCode>
     let code = match &ending {
         Ending::Broken(sentence) => {
             broken.push(sentence.clone());
-            broken.extend(stage.recorder.failure_notes().into_iter().map(|note| format!("a request failed: {note}")));
+            broken.extend(stage.recorder.failure_notes());
             ExitCode::FAILURE
         }
         Ending::Interrupted if !told => ExitCode::from(INTERRUPTED),
@@ -164,10 +164,7 @@ async fn perform(args: &DemoArgs, display: &Display) -> anyhow::Result<ExitCode>
             broken.extend(seen.lock().broken.clone());
             broken.extend(doubts);
             broken.extend(report.broken());
-            if report.failed > 0 {
-                let notes = stage.recorder.failure_notes().into_iter();
-                broken.extend(notes.map(|note| format!("a request failed: {note}")));
-            }
+            broken.extend(stage.recorder.failure_notes());
             if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     };
@@ -221,11 +218,7 @@ async fn play(
 
 /// Everything that was seen, and what could not be seen although it should.
 async fn report(stage: &Stage, seen: &Mutex<Seen>) -> (Report, Vec<String>) {
-    let mut doubts = Vec::new();
-    let counters = stage.observer.all_counters().await.unwrap_or_else(|error| {
-        doubts.push(format!("{error:#}"));
-        Counters::default()
-    });
+    let (counters, mut doubts) = stage.observer.reachable_counters().await;
     let breaker = stage.observer.breaker(CALLER_OF_RATINGS, &breaker_name()).await.unwrap_or_else(|error| {
         doubts.push(format!("{error:#}"));
         BreakerHistory::default()

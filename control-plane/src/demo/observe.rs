@@ -175,6 +175,18 @@ impl Observer {
         Ok(Counters::read(&String::from_utf8_lossy(&body)))
     }
 
+    /// Counters of the sidecars that answer, added up, and what is wrong with the others.
+    pub async fn reachable_counters(&self) -> (Counters, Vec<String>) {
+        let (mut sum, mut doubts) = (Counters::default(), Vec::new());
+        for workload in self.sidecars.keys() {
+            match self.counters(workload).await {
+                Ok(counters) => sum = sum.plus(counters),
+                Err(error) => doubts.push(format!("{error:#}")),
+            }
+        }
+        (sum, doubts)
+    }
+
     /// Counters of all sidecars, added up.
     pub async fn all_counters(&self) -> anyhow::Result<Counters> {
         let mut sum = Counters::default();

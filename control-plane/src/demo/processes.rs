@@ -209,24 +209,42 @@ impl Processes {
         Ok(())
     }
 
-    /// Ends all with SIGTERM, and after `grace` what is left with SIGKILL. Gives the names of those.
-    pub async fn stop_all(&mut self, grace: Duration) -> Vec<String> {
-        for one in &mut self.running {
+    /// Ends all with SIGTERM, `last` after all others, and after `grace` each time what is left with SIGKILL. Gives the
+    /// names of those that had to be killed.
+    pub async fn stop_all(&mut self, last: &str, grace: Duration) -> Vec<String> {
+        let mut stubborn = self.stop(grace, |name| name != last).await;
+        stubborn.extend(self.stop(grace, |_| true).await);
+        stubborn
+    }
+
+    async fn stop(&mut self, grace: Duration, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        for one in self.running.iter_mut().filter(|one| wanted(&one.name)) {
             one.orders = None;
             if matches!(one.child.try_wait(), Ok(None)) {
                 guardian::signal(one.child.id(), Signal::TERM);
             }
         }
         let end = Instant::now() + grace;
-        while Instant::now() < end {
+        loop {
             self.running.retain_mut(|one| matches!(one.child.try_wait(), Ok(None)));
-            if self.running.is_empty() {
+            if !self.running.iter().any(|one| wanted(&one.name)) {
+                return Vec::new();
+            }
+            if Instant::now() >= end {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let stubborn = self.running.iter().map(|one| one.name.clone()).collect();
-        self.kill_all();
+        let mut stubborn = Vec::new();
+        self.running.retain_mut(|one| {
+            if !wanted(&one.name) {
+                return true;
+            }
+            stubborn.push(one.name.clone());
+            let _ = one.child.kill();
+            let _ = one.child.wait();
+            false
+        });
         stubborn
     }
 
@@ -348,7 +366,8 @@ mod tests {
         while fs::read_to_string(folder.path().join("deaf.log")).unwrap() != "deaf\n" {
             tokio::task::yield_now().await;
         }
-        assert_eq!(processes.stop_all(Duration::from_millis(300)).await, ["deaf"]);
+        assert_eq!(processes.stop_all("polite", Duration::from_millis(300)).await, ["deaf"]);
+        assert!(processes.running.is_empty());
     }
 
     #[test]

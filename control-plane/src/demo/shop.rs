@@ -112,44 +112,55 @@ async fn serve(args: ShopArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|error| anyhow::anyhow!("cannot listen on {} (hint: is the port taken?): {error}", args.listen))?;
-    let shop = Arc::new(Shop {
-        role: args.name,
-        version: args.version,
-        call: args.call.map(|target| Client::new(target, MAX_IDLE_CALLS, CALL_TIMEOUT)),
-        fail_percent: AtomicU32::new(args.fail_percent),
-    });
+    let shop = Arc::new(Shop::new(args.name, args.version, args.call, args.fail_percent));
     let orphaned = Arc::new(Notify::new());
     if args.control_stdin {
         let (shop, orphaned) = (Arc::clone(&shop), Arc::clone(&orphaned));
         std::thread::spawn(move || obey(&shop, &orphaned));
     }
     println!("{} {} listens on {}", shop.role.name(), shop.version, listener.local_addr()?);
+    let stop = async {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+            () = orphaned.notified() => {}
+        }
+    };
+    serve_until(listener, shop, stop).await;
+    Ok(())
+}
 
+/// Serves until `stop`, then lets requests under way finish, for a while.
+async fn serve_until(listener: TcpListener, shop: Arc<Shop>, stop: impl Future<Output = ()>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let (stop, stopping) = watch::channel(false);
+    let (stopped, stopping) = watch::channel(false);
+    tokio::pin!(stop);
     loop {
-        let slot = Arc::clone(&slots).acquire_owned().await?;
+        let accept = async {
+            // Never closed, so there is always a slot to wait for.
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((listener.accept().await, slot))
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = term.recv() => break,
-            _ = interrupt.recv() => break,
-            () = orphaned.notified() => break,
+            accepted = accept => accepted,
+            () = &mut stop => None,
         };
-        let Ok((socket, _)) = accepted else {
+        match accepted {
+            None => break,
             // Out of descriptors or a connection that was gone at once: neither is a reason to leave.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        let (shop, stopping) = (Arc::clone(&shop), stopping.clone());
-        tokio::spawn(async move {
-            serve_connection(shop, socket, stopping).await;
-            drop(slot);
-        });
+            Some((Err(_), _)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Some((Ok((socket, _)), slot)) => {
+                let (shop, stopping) = (Arc::clone(&shop), stopping.clone());
+                tokio::spawn(async move {
+                    serve_connection(shop, socket, stopping).await;
+                    drop(slot);
+                });
+            }
+        }
     }
     drop(listener);
-    let _ = stop.send(true);
+    let _ = stopped.send(true);
     let _ = tokio::time::timeout(STOP_GRACE, slots.acquire_many(MAX_CONNECTIONS as u32)).await;
-    Ok(())
 }
 
 /// Follows orders line by line until the other end closes.
@@ -215,6 +226,11 @@ async fn starts_with_http2(socket: &TcpStream) -> bool {
 }
 
 impl Shop {
+    fn new(role: Role, version: String, call: Option<Target>, fail_percent: u32) -> Self {
+        let call = call.map(|target| Client::new(target, MAX_IDLE_CALLS, CALL_TIMEOUT));
+        Self { role, version, call, fail_percent: AtomicU32::new(fail_percent) }
+    }
+
     async fn answer(&self, path: &str) -> Response<Full<Bytes>> {
         if path == "/healthz" {
             return reply(StatusCode::OK, &json!({"ok": true}));
@@ -268,9 +284,43 @@ fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::demo::traffic::{Recorder, Tally, Traffic};
 
     fn shop(role: Role, fail_percent: u32) -> Shop {
-        Shop { role, version: "v1".to_owned(), call: None, fail_percent: AtomicU32::new(fail_percent) }
+        Shop::new(role, "v1".to_owned(), None, fail_percent)
+    }
+
+    /// Serves on a free port until the test is over.
+    async fn start(role: Role, version: &str, call: Option<SocketAddr>) -> (SocketAddr, Arc<Shop>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shop = Arc::new(Shop::new(role, version.to_owned(), call.map(Target::from), 0));
+        tokio::spawn(serve_until(listener, Arc::clone(&shop), std::future::pending()));
+        (address, shop)
+    }
+
+    #[tokio::test]
+    async fn the_shop_answers_as_traffic_expects() {
+        // Front end, reviews and ratings must agree with the reader of their answers, or every request counts as failed.
+        let (ratings, flaky) = start(Role::Ratings, "v1", None).await;
+        let (reviews, _) = start(Role::Reviews, "v2", Some(ratings)).await;
+        let (front, _) = start(Role::Frontend, "v1", Some(reviews)).await;
+        let recorder = Arc::new(Recorder::default());
+        let traffic = Traffic::start(&front.into(), 2000, &recorder);
+        let until = async |wanted: fn(&Tally) -> bool| {
+            while !wanted(&recorder.total()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        until(|tally| tally.requests >= 100).await;
+        let tally = recorder.total();
+        assert_eq!((tally.ok, tally.by_v2, tally.failed), (tally.requests, tally.requests, 0));
+        flaky.fail_percent.store(100, Ordering::Relaxed);
+        until(|tally| tally.failed >= 10).await;
+        traffic.stop().await;
+        let total = recorder.total();
+        assert_eq!(total.requests, total.ok + total.failed);
+        assert!(recorder.failure_notes()[0].contains("answered 502"), "{:?}", recorder.failure_notes());
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -26,7 +26,7 @@ use super::{
     network::{self, Network},
     observe::Observer,
     processes::{Death, Folder, Launch, Processes},
-    topology::{Mode, Placed, Plan, SIDECAR_USER, application_name},
+    topology::{CONTROL_PLANE, Mode, Placed, Plan, SIDECAR_USER, application_name},
     traffic::{Recorder, Traffic},
 };
 
@@ -37,7 +37,7 @@ const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for redirect rules to be made.
 const INTERCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between SIGTERM and SIGKILL at the end.
-const STOP_GRACE: Duration = Duration::from_secs(3);
+const STOP_GRACE: Duration = Duration::from_secs(6);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Removes namespaces when dropped.
@@ -47,6 +47,15 @@ impl Drop for NetworkHold {
     fn drop(&mut self) {
         network::remove_all(self.0.prefix());
     }
+}
+
+/// Copies this program to where a sidecar with another user id may start it; a home folder is often closed to others.
+fn reachable_copy(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let copy = folder.join("outrigger");
+    fs::copy(program, &copy)
+        .and_then(|_| fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot copy {} to {} (hint: set TMPDIR)", program.display(), copy.display()))?;
+    Ok(copy)
 }
 
 /// See the module.
@@ -65,7 +74,8 @@ pub struct Stage {
 impl Stage {
     /// Makes folders, namespaces and the guardian; starts nothing else yet.
     pub fn prepare(args: &DemoArgs) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find the file of this program to start more of it")?;
+        let mut program =
+            std::env::current_exe().context("cannot find the file of this program to start more of it")?;
         if args.transparent {
             network::check()?;
         }
@@ -84,6 +94,7 @@ impl Stage {
             guard.network(network.prefix());
             let hold = NetworkHold(network.clone());
             network.create()?;
+            program = reachable_copy(&program, folder.path())?;
             (Plan::transparent(network)?, Some(hold))
         } else {
             (Plan::explicit(args.listen)?, None)
@@ -267,7 +278,7 @@ impl Stage {
         self.stop_traffic().await;
         let Self { processes, network, folder, .. } = self;
         let mut processes = processes.into_inner();
-        let stubborn = processes.stop_all(STOP_GRACE).await;
+        let stubborn = processes.stop_all(CONTROL_PLANE, STOP_GRACE).await;
         drop(network);
         drop(folder);
         if let Some(guard) = processes.take_guard() {

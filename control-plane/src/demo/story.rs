@@ -31,11 +31,11 @@ const CANARY_REQUESTS: u64 = 2000;
 /// Fewest requests of a canary step, so that a wrong split shows.
 const CANARY_MIN_REQUESTS: u64 = 300;
 /// How long a canary step is measured, about.
-const CANARY_TIME: Duration = Duration::from_millis(1400);
+const CANARY_TIME: Duration = Duration::from_secs(2);
 /// How many of its requests ratings fails in the act of the retries, percent.
 const FLAKY_PERCENT: u32 = 10;
 /// How long.
-const FLAKY_TIME: Duration = Duration::from_millis(2500);
+const FLAKY_TIME: Duration = Duration::from_secs(3);
 /// How long the fallback is shown.
 const FALLBACK_TIME: Duration = Duration::from_millis(1200);
 /// Swaps in quick succession.

@@ -26,6 +26,9 @@ pub const CALLER_OF_RATINGS: &str = "reviews-v2";
 /// User id of sidecars in transparent mode; the redirect rules let it pass. Istio's choice, too.
 pub const SIDECAR_USER: u32 = 1337;
 
+/// Name of the control plane's process. It stops last: sidecars tell it that they go.
+pub const CONTROL_PLANE: &str = "control-plane";
+
 /// One running instance, as users would describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -158,7 +161,7 @@ impl Plan {
         {
             args.extend([flag.to_owned(), address.to_string()]);
         }
-        Launch::new("control-plane", program, args)
+        Launch::new(CONTROL_PLANE, program, args)
     }
 
     /// The application of a workload, by the name it is started and killed under.
@@ -235,15 +238,11 @@ impl Plan {
 
     /// `outrigger intercept apply` in a workload's namespace.
     pub fn intercept(&self, program: &Path, placed: &Placed, network: &Network) -> Launch {
-        let mut args: Vec<String> = ["intercept", "apply", "--proxy-uid"].map(str::to_owned).to_vec();
+        let mut args: Vec<String> = ["intercept", "apply", "--dns", "--proxy-uid"].map(str::to_owned).to_vec();
         args.push(SIDECAR_USER.to_string());
-        // Ports of the sidecar itself that others may reach without the mesh.
-        let mut open = vec![ADMIN_PORT];
         if !placed.workload.has_application {
-            open.extend([VISITORS_PORT, FORWARD_PORT]);
-        }
-        for port in open {
-            args.extend(["--exclude-inbound-port".to_owned(), port.to_string()]);
+            // Where the world outside comes in; the rules leave the operator's port alone by themselves.
+            args.extend(["--exclude-inbound-ports".to_owned(), format!("{VISITORS_PORT},{FORWARD_PORT}")]);
         }
         Launch::new(format!("{}-intercept", placed.workload.name), program, args)
             .through(network.enter(placed.workload.name))
@@ -348,5 +347,9 @@ mod tests {
         let sidecar = words(&plan.sidecar(Path::new("o"), reviews, Path::new("t"), Path::new("s")));
         assert!(sidecar.contains("exec ogtest-reviews-v2 setpriv --reuid 1337"), "{sidecar}");
         assert!(!sidecar.contains("--local") && !sidecar.contains("--inbound"), "{sidecar}");
+        let Mode::Transparent(network) = &plan.mode else { panic!("not transparent") };
+        let rules = words(&plan.intercept(Path::new("o"), plan.visitors(), network));
+        assert!(rules.contains("exec ogtest-visitors o intercept apply --dns --proxy-uid 1337"), "{rules}");
+        assert!(rules.ends_with("--exclude-inbound-ports 8080,15080"), "{rules}");
     }
 }

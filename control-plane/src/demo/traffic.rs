@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// A sender this far behind its schedule starts a new one instead of sending a burst.
 const MAX_LAG: Duration = Duration::from_millis(500);
-/// Descriptions of failures that are kept for the end.
+/// Different descriptions of failures that are kept for the end.
 const MAX_FAILURE_NOTES: usize = 5;
 
 /// What came of one request.
@@ -83,7 +83,7 @@ struct Books {
     window_number: u64,
     swapping: bool,
     failed_during_swaps: u64,
-    notes: Vec<String>,
+    notes: Vec<(String, u64)>,
 }
 
 /// The record, shared by senders, story and display.
@@ -118,8 +118,10 @@ impl Recorder {
             if started.during_swap || books.swapping {
                 books.failed_during_swaps += 1;
             }
-            if books.notes.len() < MAX_FAILURE_NOTES {
-                books.notes.push(why.clone());
+            if let Some((_, times)) = books.notes.iter_mut().find(|(note, _)| note == why) {
+                *times += 1;
+            } else if books.notes.len() < MAX_FAILURE_NOTES {
+                books.notes.push((why.clone(), 1));
             }
         }
     }
@@ -151,9 +153,10 @@ impl Recorder {
         self.books.lock().failed_during_swaps
     }
 
-    /// The first few failures in words.
+    /// The first few different failures in words, with how often they happened.
     pub fn failure_notes(&self) -> Vec<String> {
-        self.books.lock().notes.clone()
+        let books = self.books.lock();
+        books.notes.iter().map(|(note, times)| format!("failed {times} times: {note}")).collect()
     }
 }
 
@@ -312,6 +315,7 @@ mod tests {
         recorder.finish(late, &failed);
         recorder.finish(recorder.start(), &failed);
         assert_eq!(recorder.failed_during_swaps(), 2);
+        assert_eq!(recorder.failure_notes(), ["failed 4 times: reset"]);
         assert_eq!(recorder.total().failed, 4);
     }
 

@@ -1,9 +1,13 @@
 //! What an operator may ask of one proxy and do to it: plain HTTP/1 on loopback, and a smaller public port.
 //!
 //! `sidecar` binds both listeners and implements [`AdminSource`]; nothing here decides about traffic. The admin port
-//! answers only requests whose Host is an address or `localhost`, so that no web page can reach it by a rebound name.
+//! answers only requests whose Host is an address or `localhost` and that no web page sent, so that a browser on the
+//! same machine cannot be used against it; what changes something is POST and comes from loopback.
 
-use std::{io, sync::Arc};
+mod paths;
+mod server;
+
+use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -34,31 +38,19 @@ pub trait AdminSource: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// Serves the operator's port until `stop`; `log` may be missing in tests.
+/// Serves the operator's port until `stop`; without `log` the level cannot be changed.
 ///
-/// # Errors
-/// When the listener itself breaks.
+/// Open connections end with the listener. Errors of the listener are waited out.
 pub async fn serve_admin(
     listener: TcpListener,
     source: Arc<dyn AdminSource>,
     log: Option<LogControl>,
     stop: CancellationToken,
-) -> io::Result<()> {
-    let _ = (listener, source, log);
-    stop.cancelled().await;
-    Ok(())
+) {
+    server::serve(listener, Arc::new(paths::Port::Admin { source, log }), stop).await;
 }
 
-/// Serves readiness and metrics, nothing else, until `stop`.
-///
-/// # Errors
-/// When the listener itself breaks.
-pub async fn serve_ready(
-    listener: TcpListener,
-    source: Arc<dyn AdminSource>,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let _ = (listener, source);
-    stop.cancelled().await;
-    Ok(())
+/// Serves readiness and metrics, nothing else, until `stop`. Meant for others than the operator: kubelet, Prometheus.
+pub async fn serve_ready(listener: TcpListener, source: Arc<dyn AdminSource>, stop: CancellationToken) {
+    server::serve(listener, Arc::new(paths::Port::Ready { source }), stop).await;
 }

@@ -14,11 +14,8 @@ const SAMPLE: usize = 16;
 /// And so many draws may hit an endpoint that is not ready, before everyone is looked at.
 const DRAWS: usize = 4 * SAMPLE;
 
-/// Some of a large backend's ready endpoints, so that a pick from 10,000 costs as much as one from 32. `None`: look at all,
-/// because the backend is small or hardly anyone is ready.
-///
-/// With equal weights the pick is as random as from the whole; with different ones shares are off by the chance of the
-/// sample, at most a few percent.
+/// Some of a large backend's ready endpoints, all of equal weight. `None`: look at all, because the backend is small or
+/// hardly anyone is ready. Two random choices from a random sample are two random choices from the whole.
 pub(super) fn sample<C: Candidate>(
     endpoints: &[C],
     avoid: Option<usize>,
@@ -33,7 +30,7 @@ pub(super) fn sample<C: Candidate>(
         let Some(endpoint) = endpoints.get(index) else { continue };
         let is_known = avoid == Some(index) || sample.iter().any(|share| share.index == index);
         if !is_known && endpoint.standing() == Standing::Ready {
-            sample.push(Share { index, weight: endpoint.weight().max(1) });
+            sample.push(Share { index, weight: 1 });
             if sample.len() == SAMPLE {
                 return Some(sample);
             }

@@ -79,9 +79,7 @@ impl Load {
     /// spread over the parts, and those with a low number have one more.
     pub fn part_cost(&self, weight: u32, part: u32) -> f64 {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let weight = weight.max(1);
-        // Ceiling of (in_flight - part) / weight.
-        let on_part = in_flight.saturating_sub(part).div_ceil(weight);
+        let on_part = on_part(in_flight, weight, part);
         self.price(host::now(), in_flight) * (f64::from(on_part) + 1.0)
     }
 
@@ -160,6 +158,166 @@ impl Drop for InFlight {
     }
 }
 
+/// What is in flight on one of `weight` parts when all are filled in turn: the ceiling of `(in_flight - part) / weight`.
+pub(super) fn on_part(in_flight: u32, weight: u32, part: u32) -> u32 {
+    in_flight.saturating_sub(part).div_ceil(weight.max(1))
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn load() -> Arc<Load> {
+        Arc::new(Load::new(host::now()))
+    }
+
+    async fn answer_after(load: &Arc<Load>, took: Duration) {
+        let mut in_flight = load.start();
+        advance(took).await;
+        in_flight.answered(took, host::now());
+    }
+
+    fn millis(load: &Load) -> f64 {
+        load.cost() / 1e6
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_end_counts_down() {
+        // A request that stayed counted would make its endpoint dear for ever.
+        let load = load();
+        let mut requests: Vec<_> = (0..4).map(|_| load.start()).collect();
+        assert_eq!(load.in_flight.load(Ordering::Relaxed), 4);
+        requests[0].answered(MILLI, host::now());
+        requests[0].answered(MILLI, host::now());
+        requests[1].failed(host::now());
+        assert_eq!(load.in_flight.load(Ordering::Relaxed), 4, "answered is not over: the body is still under way");
+        assert_eq!(load.waiting.load(Ordering::Relaxed), 2);
+        drop(requests);
+        assert_eq!(load.in_flight.load(Ordering::Relaxed), 0);
+        assert_eq!(load.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn many_threads_count_exactly() {
+        // Workers share the count; one lost decrement is for ever.
+        let load = load();
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for turn in 0..2_000 {
+                        let mut request = load.start();
+                        if turn % 3 == 0 {
+                            request.answered(MILLI, host::now());
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(load.in_flight.load(Ordering::Relaxed), 0);
+        assert_eq!(load.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn latency_jumps_up_and_comes_down_slowly() {
+        // An average would keep sending to an endpoint that has just become slow.
+        let load = load();
+        answer_after(&load, 10 * MILLI).await;
+        assert_eq!(millis(&load), 10.0);
+        answer_after(&load, SECOND).await;
+        assert_eq!(millis(&load), 1000.0);
+        answer_after(&load, 10 * MILLI).await;
+        let after_one = millis(&load);
+        assert!(after_one > 990.0 && after_one < 1000.0, "one quick answer changes little: {after_one}");
+        for _ in 0..40 {
+            advance(SECOND).await;
+            answer_after(&load, 10 * MILLI).await;
+        }
+        let after_forty_seconds = millis(&load);
+        assert!((10.0..30.0).contains(&after_forty_seconds), "forty seconds change it all: {after_forty_seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cost_grows_with_what_is_in_flight() {
+        // Two equally quick endpoints must share the load.
+        let load = load();
+        answer_after(&load, 10 * MILLI).await;
+        let requests: Vec<_> = (0..3).map(|_| load.start()).collect();
+        assert_eq!(millis(&load), 40.0);
+        // Three in flight on two parts: two and one.
+        assert_eq!(load.part_cost(2, 0) / 1e6, 30.0);
+        assert_eq!(load.part_cost(2, 1) / 1e6, 20.0);
+        drop(requests);
+        assert_eq!((0..5).map(|part| on_part(7, 5, part)).collect::<Vec<_>>(), [2, 2, 1, 1, 1]);
+        assert_eq!((on_part(0, 3, 2), on_part(2, 0, 0)), (0, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_endpoint_is_tried_and_not_flooded() {
+        // Without a latency it would look free, and take all requests until the first answer.
+        let known = load();
+        answer_after(&known, SECOND).await;
+        let new = load();
+        assert!(new.cost() < known.cost(), "the first request goes to it");
+        let mut first = new.start();
+        assert!(new.cost() > known.cost() * 1e6, "the second does not");
+        let other_new = load();
+        let _two = (other_new.start(), other_new.start());
+        assert!(new.cost() < other_new.cost(), "among unknown ones, what is in flight decides");
+        first.answered(MILLI, host::now());
+        assert!(new.cost() < known.cost());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_endpoint_is_tried_again_and_not_flooded() {
+        // One slow answer must not exclude an endpoint for good; nor may a minute without traffic make it free for all.
+        let slow = load();
+        answer_after(&slow, 10 * SECOND).await;
+        let quick = load();
+        advance(100 * SECOND).await;
+        answer_after(&quick, 10 * MILLI).await;
+        assert!(slow.cost() < quick.cost(), "tried again");
+        let mut trial = slow.start();
+        assert!(slow.cost() > quick.cost(), "once");
+        advance(10 * MILLI).await;
+        trial.answered(10 * MILLI, host::now());
+        drop(trial);
+        assert!((10.0..11.0).contains(&millis(&slow)), "and the old answer hardly counts any more: {}", millis(&slow));
+        // A long stream that was answered is no reason to hold on to the past.
+        let mut stream = slow.start();
+        stream.answered(10 * SECOND, host::now());
+        advance(100 * SECOND).await;
+        assert!(slow.cost() < quick.cost() + 10e6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_that_fail_or_hang_become_dear() {
+        // A dead endpoint refuses within microseconds and would otherwise look like the fastest.
+        let refusing = load();
+        refusing.start().failed(host::now());
+        assert_eq!(millis(&refusing), 1000.0);
+        let hanging = load();
+        answer_after(&hanging, MILLI).await;
+        let request = hanging.start();
+        advance(3 * SECOND).await;
+        drop(request);
+        assert_eq!(millis(&hanging), 3000.0);
+        // But a client that leaves early says nothing.
+        let cancelled = load();
+        answer_after(&cancelled, SECOND).await;
+        let request = cancelled.start();
+        advance(MILLI).await;
+        drop(request);
+        assert!(millis(&cancelled) > 999.0);
+    }
 }

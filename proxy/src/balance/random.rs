@@ -17,3 +17,25 @@ pub(super) fn choose(usable: &[Share], mut random: impl FnMut(u64) -> u64) -> Op
     }
     None
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_belongs_to_exactly_its_endpoint() {
+        // An off-by-one would give the last endpoint nothing.
+        let usable = [(4, 2), (7, 1), (9, 3)].map(|(index, weight)| Share { index, weight });
+        let picks: Vec<_> = (0..6)
+            .map(|place| {
+                choose(&usable, |bound| {
+                    assert_eq!(bound, 6);
+                    place
+                })
+            })
+            .map(Option::unwrap)
+            .collect();
+        assert_eq!(picks, [4, 4, 7, 9, 9, 9]);
+    }
+}

@@ -37,3 +37,71 @@ pub(super) fn choose(usable: &[Share], turn: u64) -> Option<usize> {
 fn total_of(part: &[Share]) -> u128 {
     part.iter().map(|share| u128::from(share.weight)).sum()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shares(weights: &[u32]) -> Vec<Share> {
+        weights.iter().enumerate().map(|(index, &weight)| Share { index, weight }).collect()
+    }
+
+    #[test]
+    fn equal_weights_rotate_in_order() {
+        // Round robin that is not one surprises everybody who watches it with three curls.
+        for weight in [1, 7, u32::MAX] {
+            let usable = shares(&[weight; 3]);
+            let turns: Vec<_> = (4..10).map(|turn| choose(&usable, turn).unwrap()).collect();
+            assert_eq!(turns, [1, 2, 0, 1, 2, 0]);
+        }
+    }
+
+    #[test]
+    fn heavy_endpoints_do_not_get_their_turns_in_a_burst() {
+        // 5:1:1 as "aaaaabc" would hit the first with five requests at once.
+        let usable = shares(&[5, 1, 1]);
+        let turns: String = (0..7).map(|turn| ['a', 'b', 'c'][choose(&usable, turn).unwrap()]).collect();
+        assert!(!turns.contains("aaaa"), "{turns}");
+        assert_eq!(turns.matches('a').count(), 5, "{turns}");
+    }
+
+    #[test]
+    fn largest_weights_do_not_overflow() {
+        // Weights are user input.
+        let usable = shares(&[u32::MAX, u32::MAX - 1, 1]);
+        for turn in [0, 1, u64::from(u32::MAX), u64::MAX] {
+            assert!(choose(&usable, turn).is_some());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_exact_over_a_cycle_and_close_on_the_way(
+            weights in proptest::collection::vec(1_u32..60, 2..20), start in 0_u64..1000,
+        ) {
+            // P14: a weight of 1 in 100 means one request in every hundred, not "on average".
+            let usable = shares(&weights);
+            let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
+            let mut counts = vec![0_u64; weights.len()];
+            for turn in 0..total {
+                counts[choose(&usable, turn).unwrap()] += 1;
+                let cuts = f64::from(weights.len().next_power_of_two().ilog2());
+                let bound = if weights.len() <= 4 { 1.0 } else { (cuts / 2.0).max(1.0) } + 1e-9;
+                for (&count, &weight) in counts.iter().zip(&weights) {
+                    let share = (turn + 1) as f64 * f64::from(weight) / total as f64;
+                    prop_assert!((count as f64 - share).abs() <= bound, "{count} of {share} after {} turns", turn + 1);
+                }
+            }
+            prop_assert_eq!(&counts, &weights.iter().map(|&weight| u64::from(weight)).collect::<Vec<_>>());
+            // And from wherever a cycle begins.
+            let mut shifted = vec![0_u64; weights.len()];
+            for turn in start..start + total {
+                shifted[choose(&usable, turn).unwrap()] += 1;
+            }
+            prop_assert_eq!(shifted, counts);
+        }
+    }
+}

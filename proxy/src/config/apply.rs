@@ -15,10 +15,11 @@ use std::{
 
 use bytes::Bytes;
 use outrigger_proto::kind::Kind;
+use rustls_pki_types::CertificateDer;
 
 use super::{
     decode::{Definition, Rejected, Resource, decode},
-    view::{Endpoint, Map, Node, PolicySet, Service, ServicePort, View},
+    view::{Endpoint, Node, PolicySet, Service, ServicePort, View},
 };
 use crate::{
     host::Instant,
@@ -54,6 +55,8 @@ pub struct Held {
     /// Aliases of services.
     aliases: BTreeMap<Arc<str>, Arc<str>>,
     absent: Wanted,
+    /// Nothing else will ever come: what is not held does not exist.
+    complete: bool,
 }
 
 /// One accepted resource.
@@ -76,6 +79,11 @@ pub enum Known {
 }
 
 impl Held {
+    /// For a set of resources that nothing is added to: a name that is not held counts as absent.
+    pub fn complete() -> Self {
+        Self { complete: true, ..Self::default() }
+    }
+
     /// Takes a resource in, replacing what was held under the name.
     ///
     /// # Errors
@@ -136,7 +144,7 @@ impl Held {
     pub fn known(&self, kind: Kind, name: &str) -> Known {
         if self.get(kind, self.real_name(kind, name)).is_some() {
             Known::Held
-        } else if self.absent.of(kind).contains(name) {
+        } else if self.complete || self.absent.of(kind).contains(name) {
             Known::Absent
         } else {
             Known::Missing
@@ -162,6 +170,19 @@ impl Held {
     /// Everything held, in sending order.
     pub fn iter(&self) -> impl Iterator<Item = (Kind, &Arc<str>, &Entry)> {
         self.entries.iter().flat_map(|(kind, entries)| entries.iter().map(|(name, entry)| (*kind, name, entry)))
+    }
+
+    /// Names known to be absent.
+    pub fn absences(&self) -> impl Iterator<Item = (Kind, &Arc<str>)> {
+        self.absent.names.iter().flat_map(|(kind, names)| names.iter().map(|name| (*kind, name)))
+    }
+
+    /// Roots of a trust domain.
+    pub fn roots(&self, trust_domain: &str) -> Option<&Arc<[CertificateDer<'static>]>> {
+        match &self.get(Kind::TrustBundle, trust_domain)?.resource {
+            Resource::TrustBundle(roots) => Some(roots),
+            _ => None,
+        }
     }
 
     /// Number of resources held.
@@ -231,6 +252,8 @@ enum Input {
     Leg { target: Target, resolved: Result<(), Arc<str>> },
     /// A service that is only referred to, by a fallback.
     Mention(Arc<str>),
+    /// What follows belongs to this port.
+    Port(u16),
 }
 
 /// A service as it stands in views.
@@ -269,8 +292,10 @@ pub struct Assembler {
     forms: BTreeMap<Arc<str>, Form>,
     waiting: BTreeMap<Arc<str>, Waiting>,
     generation: u64,
-    /// Since when a node is held and the first view waits for what it preloads.
-    first: Option<Instant>,
+    /// Whether a first view was given out.
+    published: bool,
+    /// How long the first view may wait for what the node preloads; set once a node is held.
+    first_until: Option<Instant>,
 }
 
 impl Assembler {
@@ -284,7 +309,8 @@ impl Assembler {
             forms: BTreeMap::new(),
             waiting: BTreeMap::new(),
             generation,
-            first: None,
+            published: false,
+            first_until: None,
         }
     }
 
@@ -308,26 +334,22 @@ impl Assembler {
             changed = true;
         }
         let mut next = self.waiting.values().map(|waiting| waiting.since + PATIENCE).min();
-        let view = match &self.node {
-            Some(node) if changed || self.first.is_some() || self.generation == 0 => {
-                let since = *self.first.get_or_insert(now);
-                let settled = self.waiting.is_empty() && after.missing_roots == 0;
-                let patient = now.saturating_duration_since(since) < PATIENCE;
-                if self.generation == 0 && !settled && patient {
-                    next = Some(next.map_or(since + PATIENCE, |next| next.min(since + PATIENCE)));
-                    None
-                } else {
-                    Some(Arc::clone(node))
-                }
+        let mut view = None;
+        if let Some(node) = self.node.clone()
+            && (changed || !self.published)
+        {
+            // The first view waits for what the node preloads: once it is there, the application may start.
+            let until = *self.first_until.get_or_insert(now + PATIENCE);
+            let settled = self.waiting.is_empty() && after.missing_roots == 0;
+            if self.published || settled || now >= until {
+                self.published = true;
+                self.generation += 1;
+                let services = self.forms.iter().map(|(name, form)| (Arc::clone(name), Arc::clone(&form.service)));
+                view = Some(Arc::new(View { generation: self.generation, node, services: services.collect() }));
+            } else {
+                next = Some(next.map_or(until, |next| next.min(until)));
             }
-            _ => None,
-        };
-        let view = view.map(|node| {
-            self.first = None;
-            self.generation += 1;
-            let services = self.forms.iter().map(|(name, form)| (Arc::clone(name), Arc::clone(&form.service)));
-            Arc::new(View { generation: self.generation, node, services: services.collect() })
-        });
+        }
         held.retain(&after.keep, &after.wanted);
         Step { view, wanted: after.wanted, next }
     }
@@ -335,7 +357,7 @@ impl Assembler {
     /// Whether an accepted resource is in effect: no service waits that would be made of it.
     pub fn in_effect(&self, kind: Kind, name: &Arc<str>) -> bool {
         let part = (kind, Arc::clone(name));
-        if kind == Kind::Node && self.generation == 0 {
+        if kind == Kind::Node && !self.published {
             return false;
         }
         !self.waiting.values().any(|waiting| waiting.of.contains(&part))
@@ -343,10 +365,10 @@ impl Assembler {
 
     /// Whether a service (real name) stands in the newest view.
     pub fn has(&self, service: &str) -> bool {
-        self.generation > 0 && self.forms.contains_key(service)
+        self.published && self.forms.contains_key(service)
     }
 
-    /// The newest generation; 0 before the first view.
+    /// The newest generation.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -378,6 +400,7 @@ impl Assembler {
                 Input::Leg { target: Target { service, .. }, .. } | Input::Mention(service) => {
                     todo.push(Arc::clone(service));
                 }
+                Input::Port(_) => {}
             };
             self.inputs(held, definition).iter().for_each(&mut refer);
             // What the form in use refers to must not go before the form does.
@@ -398,6 +421,7 @@ impl Assembler {
             resource(&mut inputs, Kind::EndpointShard, shard);
         }
         for port in &definition.ports {
+            inputs.push(Input::Port(port.port));
             if let Some(name) = port.policy_for(&self.namespace) {
                 resource(&mut inputs, Kind::BackendPolicy, name);
                 if let Some(set) = held.policies(name) {
@@ -454,6 +478,7 @@ impl Assembler {
                 Input::Leg { target: Target { service, .. }, .. } | Input::Mention(service) => {
                     held.known(Kind::Service, service) == Known::Missing
                 }
+                Input::Port(_) => false,
             };
             let waits = patient && inputs.iter().any(missing);
             stale.insert(Arc::clone(name), Stale { inputs, since, patient, waits });
@@ -465,7 +490,7 @@ impl Assembler {
                     Input::Leg { target: Target { service, .. }, .. } | Input::Mention(service) => {
                         stale.get(service).is_some_and(|other| other.waits)
                     }
-                    Input::Resource { .. } => false,
+                    Input::Resource { .. } | Input::Port(_) => false,
                 })
             };
             let more: Vec<Arc<str>> = stale
@@ -487,7 +512,7 @@ impl Assembler {
             if waits {
                 let of = inputs.iter().filter_map(|input| match input {
                     Input::Resource { kind, name, .. } => Some((*kind, Arc::clone(name))),
-                    Input::Leg { .. } | Input::Mention(_) => None,
+                    Input::Leg { .. } | Input::Mention(_) | Input::Port(_) => None,
                 });
                 self.waiting.insert(name, Waiting { since, of: of.collect() });
             } else if let Some(definition) = held.definition(&name) {
@@ -519,7 +544,7 @@ impl Assembler {
             }
         };
         let is_route = |input: &Input| {
-            matches!(input, Input::Resource { kind: Kind::RouteTable, .. } | Input::Leg { .. })
+            matches!(input, Input::Resource { kind: Kind::RouteTable, .. } | Input::Leg { .. } | Input::Port(_))
         };
         let same_routes = same(&is_route);
         let ports = definition.ports.iter().map(|port| {

@@ -16,7 +16,7 @@ use outrigger_proto::{kind::Kind, mesh};
 use prost::Message;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-pub use service::{Definition, DefinedPort};
+pub use service::{DefinedPort, Definition};
 
 use super::view::{Endpoint, Node, PolicySet, Protocol};
 use crate::route::{RouteTable, Target};

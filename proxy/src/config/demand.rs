@@ -16,6 +16,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::view::Map;
 use crate::{host, settings::Limits};
@@ -98,6 +99,20 @@ impl Demand {
             && !flag.load(Ordering::Relaxed)
         {
             flag.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Answers every demand with "absent" until `stop`: for a fixed configuration, where all there is stands in the view.
+pub async fn answer_absent(mut requests: Requests, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            request = requests.receiver.recv() => match request {
+                // An asker that has stopped waiting needs no answer.
+                Some(request) => drop(request.reply.send(Answer::Absent)),
+                None => return,
+            },
         }
     }
 }

@@ -4,7 +4,15 @@ use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub mod client;
+pub mod renewal;
+pub mod request;
+mod resident;
 pub mod spiffe_id;
+pub mod token;
+pub mod trust;
+
+pub use resident::Identity;
 
 /// What a workload proves itself with, and whom it believes. Replaced as a whole on rotation.
 #[derive(Debug)]

@@ -171,3 +171,160 @@ pub fn may_eject(policy: &EjectionPolicy, total: usize, ejected: usize) -> bool 
 pub fn is_in_force(policy: &EjectionPolicy, total: usize, healthy: usize) -> bool {
     healthy as u128 * 100 >= u128::from(policy.min_health_percent.min(100)) * total as u128
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::host;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn noted(policy: &EjectionPolicy, faults: &[Fault]) -> Vec<bool> {
+        let mut ejection = Ejection::default();
+        faults.iter().map(|&fault| ejection.note(policy, fault)).collect()
+    }
+
+    #[test]
+    fn errors_in_a_row_eject_and_a_success_starts_over() {
+        // Counting without "in a row" would sooner or later eject every endpoint of a busy service.
+        use Fault::{GatewayError, Local, None, ServerError};
+        let three = EjectionPolicy { consecutive_5xx: 3, ..EjectionPolicy::default() };
+        let gateway = EjectionPolicy { consecutive_5xx: 0, consecutive_gateway_errors: 2, ..three };
+        let split = EjectionPolicy { split_local_errors: true, consecutive_local_failures: 2, ..three };
+        let off =
+            EjectionPolicy { consecutive_5xx: 0, consecutive_local_failures: 0, split_local_errors: true, ..three };
+        let cases: [(EjectionPolicy, &[Fault], &[bool]); 9] = [
+            (three, &[ServerError, GatewayError, Local], &[false, false, true]),
+            (three, &[ServerError, ServerError, None, ServerError, ServerError], &[false; 5]),
+            (three, &[ServerError; 5], &[false, false, true, true, true]),
+            (gateway, &[GatewayError, GatewayError], &[false, true]),
+            (gateway, &[GatewayError, ServerError, GatewayError], &[false, false, false]),
+            (gateway, &[Local, Local], &[false, true]),
+            (split, &[Local, Local], &[false, true]),
+            (split, &[Local, ServerError, Local, ServerError, ServerError], &[false, false, false, false, true]),
+            (off, &[ServerError, GatewayError, Local, Local, Local, Local], &[false; 6]),
+        ];
+        for (policy, faults, expected) in cases {
+            assert_eq!(noted(&policy, faults), expected, "{policy:?} {faults:?}");
+        }
+    }
+
+    #[test]
+    fn time_put_aside_grows_is_capped_and_is_forgiven() {
+        // An endpoint that keeps failing must cost less and less; one that recovered must not be punished for last year.
+        let policy = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
+        let mut now = host::now();
+        let mut ejection = Ejection::default();
+        for expected in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300] {
+            assert!(ejection.note(&policy, Fault::ServerError));
+            ejection.eject(&policy, now);
+            assert!(!ejection.note(&policy, Fault::ServerError), "already put aside");
+            let end = now + expected * SECOND;
+            assert_eq!(ejection.until(), Some(end));
+            assert!(ejection.is_ejected(end - SECOND / 1000));
+            assert!(!ejection.is_ejected(end), "back when the time is over");
+            now = end;
+        }
+        assert_eq!(ejection.times_ejected(&policy, now), 11);
+        assert_eq!(ejection.times_ejected(&policy, now + 35 * SECOND), 8);
+        ejection.eject(&policy, now + 95 * SECOND);
+        assert_eq!(ejection.until(), Some(now + 95 * SECOND + 90 * SECOND), "eleven less nine, and one more");
+        assert!(!ejection.is_ejected(now + 10_000 * SECOND));
+        assert_eq!(ejection.times_ejected(&policy, now + 10_000 * SECOND), 0);
+    }
+
+    #[test]
+    fn a_base_time_above_the_cap_is_kept() {
+        // Who asks for ten minutes gets ten minutes, and an absurd time does not crash the clock.
+        let now = host::now();
+        for (base, expected) in [(600 * SECOND, 600 * SECOND), (Duration::MAX, MAX_EJECTION)] {
+            let policy = EjectionPolicy { base_ejection_time: base, ..EjectionPolicy::default() };
+            let mut ejection = Ejection::default();
+            ejection.eject(&policy, now);
+            assert_eq!(ejection.until(), Some(now + expected));
+            ejection.is_ejected(now + expected);
+            ejection.eject(&policy, now + expected);
+            assert_eq!(ejection.until(), Some(now + 2 * expected));
+        }
+    }
+
+    #[test]
+    fn counting_starts_over_after_a_return() {
+        // One error after coming back is not the fifth in a row; nor are answers to requests sent before.
+        let policy = EjectionPolicy { consecutive_5xx: 2, ..EjectionPolicy::default() };
+        let now = host::now();
+        let mut ejection = Ejection::default();
+        ejection.note(&policy, Fault::ServerError);
+        ejection.eject(&policy, now);
+        ejection.note(&policy, Fault::ServerError);
+        assert!(!ejection.is_ejected(now + 30 * SECOND));
+        assert!(!ejection.note(&policy, Fault::ServerError));
+        assert!(ejection.note(&policy, Fault::ServerError));
+        ejection.eject(&policy, now + 31 * SECOND);
+        ejection.forget();
+        assert!(!ejection.is_ejected(now + 31 * SECOND));
+    }
+
+    #[test]
+    fn the_share_that_may_be_ejected() {
+        // Rounded to nothing, ejection would never work for small services; unbounded, it would take all of them out.
+        for (percent, total, allowed) in [
+            (10, 0, 0),
+            (10, 1, 0),
+            (10, 2, 1),
+            (10, 19, 1),
+            (10, 20, 2),
+            (50, 5, 2),
+            (100, 1, 1),
+            (100, 3, 3),
+            (250, 3, 3),
+            (0, 10, 0),
+        ] {
+            let policy = EjectionPolicy { max_ejection_percent: percent, ..EjectionPolicy::default() };
+            let count = (0..=total).take_while(|&ejected| may_eject(&policy, total, ejected)).count();
+            assert_eq!(count, allowed, "{percent} % of {total}");
+        }
+    }
+
+    #[test]
+    fn too_few_healthy_endpoints_switch_ejection_off() {
+        // When everything seems broken, the fault is likely elsewhere, and the last endpoints must not take all the load.
+        for (percent, total, healthy, expected) in [
+            (0, 10, 0, true),
+            (50, 10, 5, true),
+            (50, 10, 4, false),
+            (50, 3, 1, false),
+            (100, 2, 2, true),
+            (50, 0, 0, true),
+        ] {
+            let policy = EjectionPolicy { min_health_percent: percent, ..EjectionPolicy::default() };
+            assert_eq!(is_in_force(&policy, total, healthy), expected, "{healthy} of {total} at {percent} %");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_are_ejected_than_allowed(
+            percent in 0_u32..=120, total in 1_usize..12, steps in proptest::collection::vec((0_usize..12, 0_u64..20), 0..200),
+        ) {
+            // P10, with all endpoints failing all the time.
+            let policy = EjectionPolicy { consecutive_5xx: 1, max_ejection_percent: percent, ..EjectionPolicy::default() };
+            let floor = percent.min(100) as usize * total / 100;
+            let most = if total >= 2 && percent > 0 { floor.max(1) } else { floor };
+            let mut now = host::now();
+            let mut endpoints: Vec<_> = (0..total).map(|_| Ejection::default()).collect();
+            for (index, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                let ejected = endpoints.iter_mut().map(|endpoint| endpoint.is_ejected(now)).filter(|&ejected| ejected).count();
+                prop_assert!(ejected <= most);
+                let endpoint = &mut endpoints[index % total];
+                if endpoint.note(&policy, Fault::ServerError) && may_eject(&policy, total, ejected) {
+                    endpoint.eject(&policy, now);
+                    prop_assert!(endpoint.is_ejected(now));
+                }
+            }
+        }
+    }
+}

@@ -91,3 +91,81 @@ impl Drop for Held {
         self.limits.counter(self.slot).fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    const SLOTS: [Slot; 5] = [Slot::Connection, Slot::Pending, Slot::Request, Slot::Retry, Slot::Fallback];
+
+    #[test]
+    fn each_slot_is_counted_apart_and_given_back() {
+        // A unit that was not given back would shrink the limit for ever.
+        let limits = Arc::new(Limits::default());
+        for slot in SLOTS {
+            let first = limits.acquire(slot, 2).unwrap();
+            let second = limits.acquire(slot, 2).unwrap();
+            assert!(limits.acquire(slot, 2).is_none(), "{slot:?}");
+            assert_eq!(SLOTS.map(|other| limits.held(other)), SLOTS.map(|other| if other == slot { 2 } else { 0 }));
+            drop(first);
+            assert!(limits.acquire(slot, 2).is_some(), "{slot:?}");
+            drop(second);
+            assert_eq!(limits.held(slot), 0, "{slot:?}");
+        }
+    }
+
+    #[test]
+    fn zero_means_no_limit_and_a_lowered_limit_holds_at_once() {
+        // Istio's zero; reading it as "none allowed" would stop all traffic.
+        let limits = Arc::new(Limits::default());
+        let held: Vec<_> = (0..1000).map(|_| limits.acquire(Slot::Request, 0).unwrap()).collect();
+        assert_eq!(limits.held(Slot::Request), 1000);
+        assert!(limits.acquire(Slot::Request, 10).is_none());
+        drop(held);
+        assert!(limits.acquire(Slot::Request, 10).is_some());
+        let policy = LimitPolicy { max_connections: 1, max_pending_requests: 2, max_requests: 3, max_retries: 4 };
+        assert_eq!(SLOTS.map(|slot| policy.maximum(slot)), [1, 2, 3, 4, 0]);
+    }
+
+    #[test]
+    fn many_threads_never_exceed_the_maximum() {
+        // Workers share the counters; a limit of 3 that lets 4 through in a race is not a limit.
+        const MAXIMUM: u32 = 3;
+        const THREADS: usize = 8;
+        let limits = Arc::new(Limits::default());
+        // What really is in flight, counted apart from the code under test.
+        let inside = AtomicU32::new(0);
+        let barrier = Barrier::new(THREADS);
+        let (entered, refused): (u32, u32) = thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        let (mut entered, mut refused) = (0, 0);
+                        for turn in 0..5_000 {
+                            let Some(held) = limits.acquire(Slot::Retry, MAXIMUM) else {
+                                refused += 1;
+                                continue;
+                            };
+                            entered += 1;
+                            assert!(inside.fetch_add(1, Ordering::SeqCst) < MAXIMUM);
+                            if turn % 16 == 0 {
+                                thread::yield_now();
+                            }
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            drop(held);
+                        }
+                        (entered, refused)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+        });
+        assert_eq!(entered + refused, 8 * 5_000);
+        assert_eq!(limits.held(Slot::Retry), 0);
+        assert_eq!((0..5).filter_map(|_| limits.acquire(Slot::Retry, MAXIMUM).map(std::mem::forget)).count(), 3);
+    }
+}

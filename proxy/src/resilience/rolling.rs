@@ -107,3 +107,55 @@ pub(super) struct Filled<B> {
     pub(super) to: Instant,
     pub(super) counts: B,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host;
+
+    fn counts(ring: &mut Rolling<u32, 4>, now: Instant, count: usize) -> Vec<u32> {
+        ring.newest(now, count).collect()
+    }
+
+    #[test]
+    fn buckets_fill_age_and_vanish() {
+        // A count that never vanished would hold a breaker open for ever; one that vanished early, never trip it.
+        let second = Duration::from_secs(1);
+        let start = host::now();
+        let mut ring = Rolling::<u32, 4>::new(second, start);
+        for (at, add) in [(0, 1), (1, 10), (2, 100), (3, 1000)] {
+            *ring.current(start + second * at) += add;
+        }
+        assert_eq!(counts(&mut ring, start + 3 * second, 4), [1, 10, 100, 1000]);
+        assert_eq!(counts(&mut ring, start + 3 * second, 2), [100, 1000]);
+        // Late callers count as now; nothing goes back.
+        *ring.current(start) += 5;
+        assert_eq!(counts(&mut ring, start, 1), [1005]);
+        assert_eq!(counts(&mut ring, start + 4 * second, 9), [10, 100, 1005, 0]);
+        assert_eq!(counts(&mut ring, start + 7 * second, 4), [0, 0, 0, 0]);
+        assert_eq!(counts(&mut ring, start + 3600 * second, 4), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn history_moves_into_buckets_of_another_width() {
+        // Following a changed window must neither forget what happened nor invent anything.
+        let second = Duration::from_secs(1);
+        let start = host::now();
+        let mut ring = Rolling::<u32, 4>::new(second, start);
+        for (at, add) in [(0, 1), (1, 10), (2, 100), (3, 1000)] {
+            *ring.current(start + second * at) += add;
+        }
+        let now = start + Duration::from_millis(3500);
+        let carry = |ring: &mut Rolling<u32, 4>, filled: Filled<u32>| {
+            assert!(filled.from < filled.to && filled.to <= now);
+            if let Some(bucket) = ring.containing(filled.from) {
+                *bucket += filled.counts;
+            }
+        };
+        ring.with_width(2 * second, now, carry);
+        assert_eq!(counts(&mut ring, now, 4), [11, 1100]);
+        ring.with_width(second / 2, now, carry);
+        // Only the last four half seconds are kept: from 2 s on.
+        assert_eq!(counts(&mut ring, now, 4), [1100, 0, 0, 0]);
+    }
+}

@@ -203,3 +203,186 @@ fn whole_value(pattern: &str) -> Result<meta::Regex, RegexError> {
         None => invalid(error.to_string()),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use http::{HeaderValue, Request};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn paths_match_as_gateway_api_says() {
+        // Reading "/a" as a raw prefix would open "/abc" to whoever may see "/a".
+        let prefix = PathMatch::segment_prefix;
+        let exact = |path: &str| PathMatch::Exact(path.into());
+        let regex = |pattern: &str| PathMatch::regex(pattern).unwrap();
+        let cases: [(PathMatch, &[&str], &[&str]); 8] = [
+            (exact("/a"), &["/a"], &["/a/", "/A", "/a/b", "/", "/ab"]),
+            (exact("/a/"), &["/a/"], &["/a", "/a//"]),
+            (prefix("/a"), &["/a", "/a/", "/a/b", "/a//b"], &["/ab", "/A", "/", "/b/a"]),
+            (prefix("/a/"), &["/a", "/a/", "/a/b"], &["/ab", "/"]),
+            (prefix("/a/b"), &["/a/b", "/a/b/c"], &["/a", "/a/bc", "/a//b"]),
+            (prefix("/"), &["/", "/a", "//"], &["*"]),
+            (regex("/v[12]"), &["/v1", "/v2"], &["/v3", "/v1/", "x/v1"]),
+            (regex("/a|/b/.*"), &["/a", "/b/x"], &["/a/x", "/b", "x/a"]),
+        ];
+        for (path_match, yes, no) in cases {
+            for path in yes {
+                assert!(path_match.matches(path), "{path_match:?} should match {path}");
+            }
+            for path in no {
+                assert!(!path_match.matches(path), "{path_match:?} should not match {path}");
+            }
+        }
+    }
+
+    /// What matches and what does not.
+    type ValueCase = (StringMatch, &'static [&'static [u8]], &'static [&'static [u8]]);
+
+    #[test]
+    fn values_match_whole_and_as_bytes() {
+        // A regex that matched anywhere in the value would let "not-admin" pass for "admin".
+        let cases: [ValueCase; 6] = [
+            (StringMatch::Exact("v1".into()), &[b"v1"], &[b"V1", b"v1 ", b""]),
+            (StringMatch::Prefix("v".into()), &[b"v", b"v1"], &[b"1v", b""]),
+            (StringMatch::Suffix("1".into()), &[b"1", b"v1"], &[b"1v", b""]),
+            (StringMatch::Present, &[b"", b"\xff"], &[]),
+            (StringMatch::regex("admin").unwrap(), &[b"admin"], &[b"not-admin", b"admin\n", b"admin2", b""]),
+            (StringMatch::regex("a|ab").unwrap(), &[b"a", b"ab"], &[b"b", b"abb", b"a\xff"]),
+        ];
+        for (string_match, yes, no) in cases {
+            for value in yes {
+                assert!(string_match.matches(value), "{string_match:?} should match {value:?}");
+            }
+            for value in no {
+                assert!(!string_match.matches(value), "{string_match:?} should not match {value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn header_lines_are_one_value() {
+        // Looking at the first line only would let a client hide a value in the second.
+        let header = |name: &'static str, value| RequestMatch {
+            headers: vec![(HeaderName::from_static(name), value)],
+            ..RequestMatch::default()
+        };
+        let two_lines = request("/", &[("X-Version", "v1"), ("x-version", "v2")]);
+        assert!(header("x-version", StringMatch::Exact("v1,v2".into())).matches(&two_lines));
+        assert!(!header("x-version", StringMatch::Exact("v1".into())).matches(&two_lines));
+        assert!(header("x-version", StringMatch::Suffix("v2".into())).matches(&two_lines));
+        assert!(header("x-version", StringMatch::Present).matches(&two_lines));
+        assert!(!header("x-other", StringMatch::Present).matches(&two_lines));
+        assert!(!header("x-other", StringMatch::Prefix("".into())).matches(&two_lines), "absent is not empty");
+
+        let mut not_text = request("/", &[]);
+        not_text.headers.insert("x-raw", HeaderValue::from_bytes(b"\xff\xfe").unwrap());
+        assert!(!header("x-raw", StringMatch::regex(".*").unwrap()).matches(&not_text), "no text, no pattern");
+        assert!(header("x-raw", StringMatch::Present).matches(&not_text));
+    }
+
+    #[test]
+    fn query_parameters_match_decoded_and_first() {
+        // An undecoded comparison could be passed by writing "%61dmin".
+        let cases = [
+            ("/?a=1", "a", "1", true),
+            ("/?A=1", "a", "1", false),
+            ("/?b=2&a=1", "a", "1", true),
+            ("/?a=2&a=1", "a", "1", false),
+            ("/?a=1&a=2", "a", "1", true),
+            ("/?a=%31", "a", "1", true),
+            ("/?%61=1", "a", "1", true),
+            ("/?a=x%20y", "a", "x y", true),
+            ("/?a=x+y", "a", "x+y", true),
+            ("/?a=%zz%4", "a", "%zz%4", true),
+            ("/?a=b=c", "a", "b=c", true),
+            ("/?a", "a", "", true),
+            ("/?ab=1", "a", "1", false),
+            ("/", "a", "", false),
+            ("/?", "a", "", false),
+        ];
+        for (uri, name, value, expected) in cases {
+            let query = vec![(name.into(), StringMatch::Exact(value.into()))];
+            let request_match = RequestMatch { query, ..RequestMatch::default() };
+            assert_eq!(request_match.matches(&request(uri, &[])), expected, "{uri} {name}={value}");
+        }
+    }
+
+    #[test]
+    fn all_that_is_set_must_hold() {
+        // A match with method and path that held for either would route every POST to the admin backend.
+        let request_match = RequestMatch {
+            path: Some(PathMatch::segment_prefix("/a")),
+            method: Some(Method::GET),
+            headers: vec![
+                (HeaderName::from_static("one"), StringMatch::Exact("1".into())),
+                (HeaderName::from_static("two"), StringMatch::Present),
+            ],
+            query: vec![("q".into(), StringMatch::Present)],
+        };
+        let both = [("one", "1"), ("two", "2")];
+        assert!(request_match.matches(&request("/a/b?q", &both)));
+        assert!(!request_match.matches(&request("/b?q", &both)));
+        assert!(!request_match.matches(&request("/a", &both)));
+        assert!(!request_match.matches(&request("/a?q", &both[..1])));
+        let mut post = request("/a?q", &both);
+        post.method = Method::POST;
+        assert!(!request_match.matches(&post));
+        assert!(RequestMatch::default().matches(&post), "nothing set matches everything");
+    }
+
+    #[test]
+    fn bad_patterns_are_refused_with_the_reason() {
+        // A pattern that eats the memory of every proxy, or crashes it, must stop at the control plane's nack.
+        let too_long = "a".repeat(PATTERN_LIMIT_BYTES + 1);
+        assert!(matches!(PathMatch::regex(&too_long), Err(RegexError::TooLong { length: 4097 })));
+        for pattern in ["(?:a{1000}){1000}", r"\w{1000}", "(((a{100}){100}){100}){100}"] {
+            assert!(matches!(StringMatch::regex(pattern), Err(RegexError::TooLarge { .. })), "{pattern}");
+        }
+        for pattern in ["(", "a)|(b", "a)", "(?<=a)b", r"(a)\1", r"\p{NoSuchScript}", "[z-a]", &"(".repeat(4000)] {
+            assert!(matches!(StringMatch::regex(pattern), Err(RegexError::Invalid { .. })), "{pattern}");
+        }
+        let message = StringMatch::regex("[z-a]").unwrap_err().to_string();
+        assert!(message.starts_with(r#"regex "[z-a]" is not valid: invalid character class range"#), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+
+    #[test]
+    fn flags_and_comments_cannot_undo_the_anchors() {
+        // Multi-line mode or a comment in the user's pattern must not turn a whole-value match into a search.
+        let multi_line = StringMatch::regex("(?m)^a$").unwrap();
+        assert!(multi_line.matches(b"a") && !multi_line.matches(b"b\na\nb"));
+        let commented = StringMatch::regex("(?x) a # the letter").unwrap();
+        assert!(commented.matches(b"a") && !commented.matches(b"aa") && !commented.matches(b"a\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_undoes_encoding_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..40), text in ".{0,40}") {
+            // Clients write what they like into a query.
+            let encoded: String = bytes.iter().map(|byte| format!("%{byte:02x}")).collect();
+            prop_assert_eq!(percent_decoded(&encoded).into_owned(), bytes);
+            prop_assert!(percent_decoded(&text).len() <= text.len());
+        }
+
+        #[test]
+        fn any_pattern_is_compiled_or_refused(pattern in r"[(){}\[\]|*+?\\^$.a-c0-9#x: ]{0,30}", value in "[a-c]{0,10}") {
+            // Patterns are user input; nothing may panic, and what compiles must still be anchored.
+            if let Ok(StringMatch::Regex(regex)) = StringMatch::regex(&pattern)
+                && let Some(found) = regex.find(value.as_bytes())
+            {
+                prop_assert_eq!(found.range(), 0..value.len());
+            }
+        }
+    }
+}

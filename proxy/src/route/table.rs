@@ -221,3 +221,182 @@ impl Index {
 fn segment_prefixes(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').filter_map(|(at, _)| path.get(..at)).chain([path])
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use http::{Method, Request};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::route::StringMatch;
+
+    fn rule(name: &str, matches: Vec<RequestMatch>, arms: Vec<Arm<u32>>) -> HttpRule<u32> {
+        HttpRule {
+            name: name.into(),
+            matches,
+            request_edit: HeaderEdit::default(),
+            response_edit: HeaderEdit::default(),
+            rewrite: None,
+            action: Action::Split(Split::new(arms)),
+            timeout: None,
+            try_timeout: None,
+            retry: Arc::new(RetryPolicy::default()),
+            breaker: None,
+        }
+    }
+
+    fn arm(target: u32) -> Arm<u32> {
+        Arm {
+            weight: 1,
+            leg: Leg::To(target),
+            request_edit: HeaderEdit::default(),
+            response_edit: HeaderEdit::default(),
+        }
+    }
+
+    fn on_path(path: PathMatch) -> RequestMatch {
+        RequestMatch { path: Some(path), ..RequestMatch::default() }
+    }
+
+    fn request(method: &Method, path: &str) -> Parts {
+        Request::builder().method(method).uri(path).body(()).unwrap().into_parts().0
+    }
+
+    /// The walk that the index must agree with.
+    fn walk<'t>(table: &'t RouteTable<u32>, request: &Parts) -> Option<(&'t str, Option<&'t str>)> {
+        for rule in &table.http {
+            if rule.matches.is_empty() {
+                return Some((&rule.name, Some("")));
+            }
+            if let Some(found) = rule.matches.iter().find(|request_match| request_match.matches(request)) {
+                return Some((&rule.name, matched_prefix(Some(found))));
+            }
+        }
+        None
+    }
+
+    fn choice<'t>(table: &'t RouteTable<u32>, request: &Parts) -> Option<(&'t str, Option<&'t str>)> {
+        table.choose(request).map(|(rule, prefix)| (&*rule.name, prefix))
+    }
+
+    #[test]
+    fn the_first_rule_wins_however_it_is_indexed() {
+        // The order is the control plane's; an index that preferred exact paths would overrule it.
+        let table = RouteTable::new(
+            vec![
+                rule("post", vec![RequestMatch { method: Some(Method::POST), ..RequestMatch::default() }], vec![]),
+                rule("prefix", vec![on_path(PathMatch::segment_prefix("/a"))], vec![]),
+                rule("exact", vec![on_path(PathMatch::Exact("/a".into()))], vec![]),
+                rule("regex", vec![on_path(PathMatch::regex("/b.*").unwrap())], vec![]),
+                rule(
+                    "two",
+                    vec![on_path(PathMatch::Exact("/c".into())), on_path(PathMatch::segment_prefix("/c"))],
+                    vec![],
+                ),
+                rule("rest", vec![], vec![]),
+                rule("never", vec![on_path(PathMatch::Exact("/d".into()))], vec![]),
+            ],
+            vec![],
+        );
+        for (method, path, expected) in [
+            (Method::POST, "/a", ("post", Some(""))),
+            (Method::GET, "/a", ("prefix", Some("/a"))),
+            (Method::GET, "/a/b?q", ("prefix", Some("/a"))),
+            (Method::GET, "/bx", ("regex", None)),
+            (Method::GET, "/c", ("two", None)),
+            (Method::GET, "/c/x", ("two", Some("/c"))),
+            (Method::GET, "/d", ("rest", Some(""))),
+        ] {
+            assert_eq!(choice(&table, &request(&method, path)), Some(expected), "{method} {path}");
+        }
+        let empty = RouteTable::<u32>::new(vec![], vec![]);
+        assert_eq!(choice(&empty, &request(&Method::GET, "/")), None);
+    }
+
+    #[test]
+    fn a_path_of_slashes_costs_no_more_lookups_than_the_deepest_rule() {
+        // A request of 8 KiB of slashes must not make thousands of lookups.
+        let rules =
+            ["/", "/a", "/a/b/c"].map(|prefix| rule(prefix, vec![on_path(PathMatch::segment_prefix(prefix))], vec![]));
+        let table = RouteTable::new(rules.into(), vec![]);
+        assert_eq!(table.index.prefix_lengths, 4);
+        let slashes = "/".repeat(8192);
+        assert_eq!(choice(&table, &request(&Method::GET, &slashes)), Some(("/", Some(""))));
+    }
+
+    #[test]
+    fn map_keeps_order_index_and_bad_legs_and_names_the_rule() {
+        // A table that lost a rule or mixed up names when joined to live backends would route by accident.
+        let mut with_breaker = rule("b", vec![on_path(PathMatch::Exact("/b".into()))], vec![arm(2), arm(3)]);
+        with_breaker.breaker = Some(Arc::new(BreakerPolicy::named("ns/breaker")));
+        let tcp = TcpRule { name: "tcp".into(), split: Split::new(vec![arm(9)]) };
+        let mut redirect = rule("r", vec![on_path(PathMatch::Exact("/r".into()))], vec![]);
+        redirect.action = Action::Redirect(Redirect {
+            status: http::StatusCode::FOUND,
+            scheme: None,
+            host: None,
+            port: None,
+            path: None,
+        });
+        let table = RouteTable::new(vec![redirect, with_breaker, rule("rest", vec![], vec![arm(1)])], vec![tcp]);
+        assert_eq!(table.arms().count(), 4);
+        let mut asked = Vec::new();
+        let mapped = table.map(
+            |info, target| {
+                asked.push((info.name.to_string(), info.breaker.is_some(), target));
+                if target == 3 { Leg::Bad("gone".into()) } else { Leg::To(target.to_string()) }
+            },
+            |name, target| Leg::To(format!("{name}{target}")),
+        );
+        assert_eq!(asked, [("b".to_owned(), true, 2), ("b".to_owned(), true, 3), ("rest".to_owned(), false, 1)]);
+        let legs: Vec<_> = mapped
+            .arms()
+            .map(|arm| match &arm.leg {
+                Leg::To(target) => target.clone(),
+                Leg::Bad(reason) => format!("bad: {reason}"),
+            })
+            .collect();
+        assert_eq!(legs, ["2", "bad: gone", "1", "tcp9"]);
+        let chosen = |path| mapped.choose(&request(&Method::GET, path)).unwrap().0.name.to_string();
+        assert_eq!([chosen("/r"), chosen("/b"), chosen("/x")], ["r", "b", "rest"]);
+    }
+
+    fn any_match() -> impl Strategy<Value = RequestMatch> {
+        let path = prop_oneof![
+            "(/[ab]{0,2}){1,3}".prop_map(|path| Some(PathMatch::Exact(path.into()))),
+            "(/[ab]{0,2}){0,3}/?".prop_map(|path| Some(PathMatch::segment_prefix(&path))),
+            "(/[ab.*]{1,2}){1,2}".prop_map(|path| PathMatch::regex(&path).ok()),
+            Just(None),
+        ];
+        let header = proptest::option::weighted(0.2, Just((http::header::ACCEPT, StringMatch::Present)));
+        (path, any::<bool>(), header).prop_map(|(path, get, header)| RequestMatch {
+            path,
+            method: get.then_some(Method::GET),
+            headers: header.into_iter().collect(),
+            query: Vec::new(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_agrees_with_the_walk(
+            rules in proptest::collection::vec(proptest::collection::vec(any_match(), 0..4), 0..30),
+            requests in proptest::collection::vec((any::<bool>(), any::<bool>(), "(/[ab]{0,2}){1,4}"), 1..20),
+        ) {
+            // The index is only for speed; any difference is traffic at the wrong backend.
+            let rules: Vec<_> =
+                rules.into_iter().enumerate().map(|(index, matches)| rule(&index.to_string(), matches, vec![])).collect();
+            for rules in [rules.clone(), rules.into_iter().filter(|rule| !rule.matches.is_empty()).collect()] {
+                let table = RouteTable::new(rules, vec![]);
+                for (get, accept, path) in &requests {
+                    let mut request = request(if *get { &Method::GET } else { &Method::POST }, path);
+                    if *accept {
+                        request.headers.insert(http::header::ACCEPT, http::HeaderValue::from_static("x"));
+                    }
+                    prop_assert_eq!(choice(&table, &request), walk(&table, &request), "{}", path);
+                }
+            }
+        }
+    }
+}

@@ -281,6 +281,12 @@ impl ActiveUpstream {
     }
 }
 
+impl std::fmt::Debug for ActiveUpstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ActiveUpstream").field("direction", &self.direction).finish_non_exhaustive()
+    }
+}
+
 impl Drop for ActiveUpstream {
     fn drop(&mut self) {
         self.worker.cells.counters.upstream_active.change(self.direction, -1);

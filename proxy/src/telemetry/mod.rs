@@ -263,3 +263,6 @@ impl WorkerTelemetry {
         write(table.tcp_or_new(key));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,7 @@ use rustls::{
 pub use alpn::{Alpn, Offer};
 pub use verify::IdentityProblem;
 
+use crate::telemetry::Handshake;
 use crate::{
     failure::Reason,
     host,
@@ -208,6 +209,27 @@ impl TlsFailure {
             Self::Timeout => Reason::UpstreamConnectTimeout,
             Self::Handshake(_) => Reason::UpstreamTlsFailed,
             Self::Identity { .. } | Self::NoIdentity(_) => Reason::UpstreamIdentityMismatch,
+        }
+    }
+
+    /// The word for metrics.
+    pub fn handshake(&self) -> Handshake {
+        match self {
+            Self::Timeout => Handshake::Timeout,
+            Self::Handshake(error) => match error.kind() {
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe => Handshake::Closed,
+                _ => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                    Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+                        Handshake::Certificate
+                    }
+                    _ => Handshake::Protocol,
+                },
+            },
+            Self::Identity { .. } => Handshake::Identity,
+            Self::NoIdentity(_) => Handshake::Certificate,
         }
     }
 

@@ -140,13 +140,10 @@ impl Backend {
     /// # Errors
     /// `UpstreamOverflow`, or `ConnectionOverflow` for connections.
     pub fn hold(&self, slot: Slot) -> Result<Held, Reason> {
-        let limits = &self.policy.limits;
-        let (maximum, reason) = match slot {
-            Slot::Connection => (limits.max_connections, Reason::ConnectionOverflow),
-            Slot::Pending => (limits.max_pending_requests, Reason::UpstreamOverflow),
-            Slot::Request => (limits.max_requests, Reason::UpstreamOverflow),
-            Slot::Retry => (limits.max_retries, Reason::UpstreamOverflow),
+        let reason = match slot {
+            Slot::Connection => Reason::ConnectionOverflow,
+            Slot::Pending | Slot::Request | Slot::Retry | Slot::Fallback => Reason::UpstreamOverflow,
         };
-        self.state.limits.acquire(slot, maximum).ok_or(reason)
+        self.state.limits.acquire(slot, self.policy.limits.maximum(slot)).ok_or(reason)
     }
 }

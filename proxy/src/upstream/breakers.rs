@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -17,7 +17,10 @@ use parking_lot::Mutex;
 
 use crate::{
     host,
-    resilience::breaker::{Breaker, BreakerPolicy, Permit, Result as Outcome, State, Transition},
+    resilience::{
+        breaker::{Breaker, BreakerPolicy, Permit, Result as Outcome, State, Transition},
+        limits::{Held, Limits, Slot},
+    },
 };
 
 /// Transitions kept for display.
@@ -37,7 +40,7 @@ pub struct BreakerCell {
     breaker: Mutex<Breaker>,
     history: Mutex<VecDeque<Past>>,
     observer: Observer,
-    fallbacks: Arc<AtomicU32>,
+    fallbacks: Arc<Limits>,
     fallbacks_served: AtomicU64,
 }
 
@@ -53,12 +56,6 @@ pub struct Past {
 pub struct Ticket {
     cell: Arc<BreakerCell>,
     permit: Option<Permit>,
-}
-
-/// A fallback being served; ends when dropped.
-#[derive(Debug)]
-pub struct FallbackSlot {
-    count: Arc<AtomicU32>,
 }
 
 impl fmt::Debug for BreakerCell {
@@ -118,12 +115,10 @@ impl BreakerCell {
     }
 
     /// Room for one more fallback, at most `maximum` at once.
-    pub fn begin_fallback(&self, maximum: u32) -> Option<FallbackSlot> {
-        self.fallbacks
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < maximum).then_some(count + 1))
-            .ok()?;
+    pub fn begin_fallback(&self, maximum: u32) -> Option<Held> {
+        let held = self.fallbacks.acquire(Slot::Fallback, maximum)?;
         self.fallbacks_served.fetch_add(1, Ordering::Relaxed);
-        Some(FallbackSlot { count: Arc::clone(&self.fallbacks) })
+        Some(held)
     }
 
     fn tell(&self, transition: Option<Transition>) {
@@ -155,11 +150,5 @@ impl Drop for Ticket {
             let transition = self.cell.breaker.lock().cancel(permit, host::now(), host::random_unit());
             self.cell.tell(transition);
         }
-    }
-}
-
-impl Drop for FallbackSlot {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }

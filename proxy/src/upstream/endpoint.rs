@@ -122,6 +122,10 @@ impl Candidate for Arc<Endpoint> {
         self.state.load.cost()
     }
 
+    fn part_cost(&self, part: u32) -> f64 {
+        self.state.load.part_cost(self.weight, part)
+    }
+
     fn standing(&self) -> Standing {
         match self.health {
             Health::Unready => Standing::Unready,

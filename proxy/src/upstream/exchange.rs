@@ -89,7 +89,8 @@ pub struct Holds {
 #[derive(Debug)]
 enum Connection {
     Http1(Http1Lease),
-    Http2(Stream),
+    /// Held for its place among the streams of the connection.
+    Http2(#[allow(dead_code, reason = "counts while it is held")] Stream),
 }
 
 impl<'a> Exchange<'a> {
@@ -264,6 +265,7 @@ impl Attempts for Exchange<'_> {
             }
             Err(failure) => {
                 if failure.reason.is_upstream_fault() {
+                    in_flight.failed(host::now());
                     self.note(backend, &endpoint, Fault::Local);
                     report(ticket, breaker::Result::Failure, started);
                 }

@@ -30,7 +30,6 @@ pub struct Http1 {
 }
 
 /// A try that did not bring a response head.
-#[derive(Debug)]
 pub struct Unanswered {
     pub failure: Failure,
     /// The request, when it provably never left.

@@ -11,6 +11,7 @@ use super::{
     endpoint::{Endpoint, Transport},
 };
 use crate::{
+    balance::load::InFlight,
     failure::{Failure, Reason, Sent},
     host,
     resilience::{
@@ -37,6 +38,7 @@ pub struct Opened {
     pub idle: Option<Duration>,
     pub endpoint: Arc<Endpoint>,
     _slot: Held,
+    _in_flight: InFlight,
 }
 
 impl Opened {
@@ -76,9 +78,13 @@ pub async fn open_route(route: &RouteBackend, carrier: Carrier<'_>) -> Result<Op
             Err(reason) => return Err(last.unwrap_or_else(|| reason.into())),
         };
         avoid = Some(index);
+        let mut in_flight = endpoint.state.load.start();
+        let started = host::now();
         match carrier.dial(endpoint.address, &endpoint.transport, Offer::Opaque, backend.connect_timeout).await {
             Ok((io, _)) => {
                 backend.note(endpoint, Fault::None);
+                let now = host::now();
+                in_flight.answered(now.saturating_duration_since(started), now);
                 return Ok(Opened {
                     io,
                     first: Bytes::new(),
@@ -87,9 +93,11 @@ pub async fn open_route(route: &RouteBackend, carrier: Carrier<'_>) -> Result<Op
                     idle: backend.policy.tcp_idle_timeout,
                     endpoint: Arc::clone(endpoint),
                     _slot: slot,
+                    _in_flight: in_flight,
                 });
             }
             Err(failure) => {
+                in_flight.failed(host::now());
                 if backend.note(endpoint, Fault::Local) {
                     carrier.telemetry.ejection(EjectionEvent::Ejected);
                 }

@@ -49,7 +49,7 @@ impl Outside {
         if let Ok(address) = bare.parse::<IpAddr>() {
             return Ok(self.at(&[SocketAddr::new(address, port)]));
         }
-        match host::resolve(name, port).await {
+        match host::resolve(&format!("{name}:{port}")).await {
             Ok(found) if !found.is_empty() => {
                 Ok(self.at(&found.into_iter().take(ADDRESSES).collect::<Vec<_>>()))
             }

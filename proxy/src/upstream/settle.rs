@@ -21,7 +21,6 @@ use tracing::debug;
 
 use super::{
     backend::RouteBackend,
-    breakers::FallbackSlot,
     dial::Carrier,
     exchange::{Answer, Exchange, Holds},
     rule::Forward,
@@ -41,6 +40,7 @@ use crate::{
         call::call,
         deadline::Deadline,
         fallback::{FallbackKind, FallbackPolicy},
+        limits::Held,
         retry::RetryPolicy,
     },
     settings::Settings,
@@ -57,7 +57,7 @@ const REPORT: Duration = Duration::from_secs(5);
 pub struct Settled {
     response: Response<Body>,
     holds: Option<Holds>,
-    fallback: Option<FallbackSlot>,
+    fallback: Option<Held>,
 }
 
 /// What the request body has carried, read when the record is written.
@@ -70,7 +70,8 @@ impl Settled {
         Self { response, holds: None, fallback: None }
     }
 
-    fn answered(answer: Answer) -> Self {
+    /// The response of an answered try.
+    pub fn answered(answer: Answer) -> Self {
         let (parts, body) = answer.response.into_parts();
         Self {
             response: Response::from_parts(parts, Body::incoming(body)),
@@ -300,7 +301,7 @@ struct End {
     record: Option<RequestRecord>,
     holds: Option<Holds>,
     uploaded: Option<Arc<Uploaded>>,
-    _fallback: Option<FallbackSlot>,
+    _fallback: Option<Held>,
     bytes: u64,
 }
 

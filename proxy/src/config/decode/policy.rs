@@ -49,9 +49,8 @@ pub(super) fn policy_set(set: &mesh::BackendPolicy) -> Checked<PolicySet> {
 
 fn policy(policy: &mesh::Policy) -> Checked<Policy> {
     let pool = policy.pool.clone().unwrap_or_default();
-    let wait = |value: &Option<prost_types::Duration>, field: &str| {
-        duration(value.as_ref()).in_field(field).in_field("pool")
-    };
+    let wait =
+        |value: &Option<prost_types::Duration>, field: &str| duration(value.as_ref()).in_field(field).in_field("pool");
     Ok(Policy {
         algorithm: match mesh::LoadBalancer::try_from(policy.load_balancer) {
             Ok(mesh::LoadBalancer::Unspecified) => Algorithm::default(),

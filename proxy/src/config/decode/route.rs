@@ -20,7 +20,7 @@ pub(super) fn table(table: &mesh::RouteTable) -> Checked<RouteTable<Target>> {
         let Some(shares) = &rule.split else { return refuse("is missing").in_field("split") };
         Ok(TcpRule { name: named(&rule.name, "name")?, split: split(shares).in_field("split")? })
     })?;
-    Ok(RouteTable { http, tcp })
+    Ok(RouteTable::new(http, tcp))
 }
 
 fn http_rule(rule: &mesh::HttpRule) -> Checked<HttpRule<Target>> {
@@ -85,9 +85,11 @@ fn path_match(path: &mesh::PathMatch) -> Checked<PathMatch> {
         }
         Some(path_match::Kind::SegmentPrefix(value)) => {
             absolute(value, "segment_prefix")?;
-            PathMatch::SegmentPrefix(value.trim_end_matches('/').into())
+            PathMatch::segment_prefix(value)
         }
-        Some(path_match::Kind::Regex(value)) => PathMatch::Regex(Box::new(regex(value).in_field("regex")?)),
+        Some(path_match::Kind::Regex(value)) => {
+            PathMatch::regex(value).map_err(|error| Fault::new(error.to_string()).under("regex"))?
+        }
         None => return refuse("says nothing, or something this version does not know"),
     })
 }
@@ -97,9 +99,13 @@ fn value_match(value: Option<&mesh::StringMatch>) -> Checked<StringMatch> {
         Some(string_match::Kind::Exact(value)) => StringMatch::Exact(value.as_str().into()),
         Some(string_match::Kind::Prefix(value)) => StringMatch::Prefix(value.as_str().into()),
         Some(string_match::Kind::Suffix(value)) => StringMatch::Suffix(value.as_str().into()),
-        Some(string_match::Kind::Regex(value)) => StringMatch::Regex(Box::new(regex(value).in_field("regex")?)),
+        Some(string_match::Kind::Regex(value)) => {
+            StringMatch::regex(value).map_err(|error| Fault::new(error.to_string()).under("regex"))?
+        }
         Some(string_match::Kind::Present(true)) => StringMatch::Present,
-        Some(string_match::Kind::Present(false)) => return refuse("is false, which has no meaning").in_field("present"),
+        Some(string_match::Kind::Present(false)) => {
+            return refuse("is false, which has no meaning").in_field("present");
+        }
         None => return refuse("says nothing, or something this version does not know"),
     })
 }
@@ -162,11 +168,11 @@ fn split(split: &mesh::Split) -> Checked<Split<Target>> {
             response_edit: edit(arm.response_headers.as_ref()).in_field("response_headers")?,
         })
     })?;
-    let total = arms.iter().map(|arm| u64::from(arm.weight)).sum();
+    let total: u64 = arms.iter().map(|arm| u64::from(arm.weight)).sum();
     if total > u64::from(u32::MAX) {
         return refuse(format!("weights add up to {total}, more than {}", u32::MAX)).in_field("arms");
     }
-    Ok(Split { arms, total })
+    Ok(Split::new(arms))
 }
 
 fn redirect(redirect: &mesh::Redirect) -> Checked<Redirect> {
@@ -235,14 +241,17 @@ fn path_rewrite(path: Option<&mesh::PathRewrite>) -> Checked<Option<PathRewrite>
 }
 
 fn retry(retry: &mesh::Retry) -> Checked<RetryPolicy> {
-    let default = RetryPolicy::default();
+    // Words may stand with numbers among them, as Istio's `retryOn` allows; both say which statuses count.
+    let parsed = Conditions::parse(retry.conditions.iter().map(String::as_str));
+    let (conditions, mut codes) = parsed.map_err(|error| Fault::new(error.to_string()).under("conditions"))?;
+    codes.extend(each("codes", &retry.codes, |code| {
+        let status = u16::try_from(*code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+        status.filter(|status| status.as_u16() <= 599).ok_or_else(|| Fault::new(format!("{code} is no status")))
+    })?);
     Ok(RetryPolicy {
         attempts: retry.attempts,
-        conditions: conditions(&retry.conditions).in_field("conditions")?,
-        codes: each("codes", &retry.codes, |code| {
-            let status = u16::try_from(*code).ok().and_then(|code| StatusCode::from_u16(code).ok());
-            status.filter(|status| status.as_u16() <= 599).ok_or_else(|| Fault::new(format!("{code} is no status")))
-        })?,
-        backoff: duration(retry.backoff.as_ref()).in_field("backoff")?.unwrap_or(default.backoff),
+        conditions,
+        codes,
+        backoff: duration(retry.backoff.as_ref()).in_field("backoff")?.unwrap_or(RetryPolicy::default().backoff),
     })
 }

@@ -11,7 +11,10 @@ use outrigger_proto::mesh;
 use super::{
     Checked, Fault, In, SHARD_ENDPOINTS, address, check_name, each, named, port, protocol, refuse, scoped, unknown,
 };
-use crate::config::view::{Endpoint, EndpointPort, Health, PeerKind, Protocol};
+use crate::{
+    config::view::{Endpoint, EndpointPort, Health, PeerKind, Protocol},
+    identity::spiffe_id::SpiffeId,
+};
 
 /// A service as the control plane defines it for every client: with names where a view has things.
 #[derive(Clone, Debug)]
@@ -130,8 +133,10 @@ fn endpoint(endpoint: &mesh::Endpoint) -> Checked<Endpoint> {
         })?,
         identity: match endpoint.identity.as_str() {
             "" => None,
-            id if is_spiffe_id(id) => Some(id.into()),
-            id => return refuse(format!("\"{id}\" is no SPIFFE id")).in_field("identity"),
+            id => match SpiffeId::parse(id) {
+                Ok(_) => Some(id.into()),
+                Err(error) => return refuse(format!("\"{id}\" is no SPIFFE id: {error}")).in_field("identity"),
+            },
         },
         labels: endpoint.labels.clone(),
         locality: endpoint.locality.as_str().into(),
@@ -146,15 +151,4 @@ fn endpoint(endpoint: &mesh::Endpoint) -> Checked<Endpoint> {
         namespace: endpoint.namespace.as_str().into(),
         workload: endpoint.workload.as_str().into(),
     })
-}
-
-fn is_spiffe_id(id: &str) -> bool {
-    let Some((domain, path)) = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else { return false };
-    // SPIFFE-ID §2: trust domain and path segments are not empty and hold no other characters.
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    !domain.is_empty()
-        && domain.bytes().all(|byte| allowed(byte) && !byte.is_ascii_uppercase())
-        && path.split('/').all(|segment| {
-            !matches!(segment, "" | "." | "..") && segment.bytes().all(allowed)
-        })
 }

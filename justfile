@@ -1,0 +1,34 @@
+# The everyday commands. `just` lists them.
+
+default:
+    @just --list
+
+# Format, lint, test: what a change must pass.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo test --workspace
+
+# All tests; those with network namespaces skip themselves without root.
+test:
+    cargo test --workspace
+
+# All tests, and network-namespace tests must run (root, iptables, nft, iproute2).
+test-all:
+    OUTRIGGER_REQUIRE_NETNS=1 cargo test --workspace
+
+# A whole mesh in one terminal.
+demo *args:
+    cargo run --release -- demo {{args}}
+
+# The API documentation, with broken links denied.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Dependency rules.
+deny:
+    cargo deny check licenses bans sources
+
+# Write the expected files of the compile cases anew; look at the difference before committing.
+golden:
+    OUTRIGGER_REWRITE_CASES=1 cargo test -p outrigger-control-plane --test compile_cases
