@@ -474,3 +474,7 @@ fn read_refusals(status: &RpcStatus, unacked: &Unacked) -> BTreeMap<String, Refu
     }
     named
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
