@@ -19,3 +19,6 @@ pub use generated::outrigger::admin::v1 as admin;
 pub use generated::outrigger::mesh::v1 as mesh;
 
 pub mod kind;
+
+/// The schema itself, an encoded `google.protobuf.FileDescriptorSet`, for programs that show messages of any kind.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

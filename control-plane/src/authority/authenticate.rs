@@ -22,15 +22,21 @@ pub struct Caller {
 /// Why a caller is not believed. The words do not tell which part of a token was wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
-    #[error("no credentials (hint: send a join token as `authorization: Bearer`, or connect with the workload's certificate)")]
+    #[error(
+        "no credentials (hint: send a join token as `authorization: Bearer`, or connect with the workload's certificate)"
+    )]
     Missing,
-    #[error("the join token is not valid: unknown, expired, used up or revoked (hint: `outrigger token create` makes a new one)")]
+    #[error(
+        "the join token is not valid: unknown, expired, used up or revoked (hint: `outrigger token create` makes a new one)"
+    )]
     Token,
     #[error("the client certificate expired (hint: connect again with the renewed one)")]
     Expired,
     #[error("the client certificate is of trust domain {0}, not of this mesh")]
     TrustDomain(String),
-    #[error("the client certificate holds no identity of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>")]
+    #[error(
+        "the client certificate holds no identity of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>"
+    )]
     NoIdentity,
 }
 
@@ -70,12 +76,7 @@ pub fn by_certificate(peer: &Peer, trust_domain: &str, now: SystemTime) -> Resul
     Ok(Caller { identity, token: None })
 }
 
-fn by_token(
-    header: &[u8],
-    store: &Arc<Store>,
-    trust_domain: &str,
-    now: SystemTime,
-) -> Result<Caller, Unauthenticated> {
+fn by_token(header: &[u8], store: &Arc<Store>, trust_domain: &str, now: SystemTime) -> Result<Caller, Unauthenticated> {
     let text = std::str::from_utf8(header).map_err(|_| Unauthenticated::Token)?;
     let (scheme, text) = text.split_once(' ').ok_or(Unauthenticated::Token)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
@@ -88,8 +89,8 @@ fn by_token(
     if !genuine || record.expires_unix <= unix_seconds(now) || record.uses_left == Some(0) {
         return Err(Unauthenticated::Token);
     }
-    let identity = Identity::new(trust_domain, &record.namespace, &record.service_account)
-        .map_err(|_| Unauthenticated::Token)?;
+    let identity =
+        Identity::new(trust_domain, &record.namespace, &record.service_account).map_err(|_| Unauthenticated::Token)?;
     Ok(Caller { identity, token: Some(token.id) })
 }
 

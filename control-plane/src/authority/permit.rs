@@ -64,10 +64,16 @@ pub fn permit(csr_pem: &str, caller: &Identity, wanted_seconds: i64, longest: Du
     match request.params.subject_alt_names.as_slice() {
         [] => return Err(Refused::NoName { expected }),
         [SanType::URI(uri)] if uri.as_str() == expected => {}
-        names => return Err(Refused::Name { asked: names.iter().map(describe).collect::<Vec<_>>().join(", "), expected }),
+        names => {
+            return Err(Refused::Name { asked: names.iter().map(describe).collect::<Vec<_>>().join(", "), expected });
+        }
     }
     let signs_others = !matches!(request.params.is_ca, IsCa::NoCa | IsCa::ExplicitNoCa)
-        || request.params.key_usages.iter().any(|u| matches!(u, KeyUsagePurpose::KeyCertSign | KeyUsagePurpose::CrlSign));
+        || request
+            .params
+            .key_usages
+            .iter()
+            .any(|u| matches!(u, KeyUsagePurpose::KeyCertSign | KeyUsagePurpose::CrlSign));
     if signs_others {
         return Err(Refused::Authority);
     }

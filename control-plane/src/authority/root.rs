@@ -13,7 +13,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
@@ -97,7 +98,10 @@ impl Authority {
             return Err(unusable(certificate_path, "its first certificate is not a certificate authority".to_owned()));
         }
         if !parsed.validity().is_valid() {
-            return Err(unusable(certificate_path, format!("its first certificate expired at {}", parsed.validity().not_after)));
+            return Err(unusable(
+                certificate_path,
+                format!("its first certificate expired at {}", parsed.validity().not_after),
+            ));
         }
         if parsed.public_key().raw != key.subject_public_key_info().as_slice() {
             return Err(unusable(certificate_path, format!("its key is not the one in {}", key_path.display())));
@@ -105,8 +109,7 @@ impl Authority {
         let (_, parsed_root) =
             x509_parser::parse_x509_certificate(root).map_err(|e| unusable(certificate_path, e.to_string()))?;
         let pin = hex(&sha256(parsed_root.public_key().raw));
-        let issuer =
-            Issuer::from_ca_cert_der(signing, key).map_err(|e| unusable(certificate_path, e.to_string()))?;
+        let issuer = Issuer::from_ca_cert_der(signing, key).map_err(|e| unusable(certificate_path, e.to_string()))?;
         let chain_pem = chain.iter().map(|der| sign::pem("CERTIFICATE", der)).collect();
         Ok(Self {
             issuer,

@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration, time::SystemTime};
 
 use outrigger_proto::ca::{
-    IstioCertificateRequest, IstioCertificateResponse,
-    istio_certificate_service_server::IstioCertificateService,
+    IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server::IstioCertificateService,
 };
 use tonic::{Request, Response, Status};
 
@@ -35,12 +34,13 @@ impl IstioCertificateService for CertificateService {
         let caller =
             request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::unauthenticated("no credentials"))?;
         let request = request.into_inner();
-        let permit = permit::permit(&request.csr, &caller.identity, request.validity_duration, self.longest)
-            .map_err(|refused| {
+        let permit = permit::permit(&request.csr, &caller.identity, request.validity_duration, self.longest).map_err(
+            |refused| {
                 self.metrics.certificates_refused.add(1);
                 tracing::warn!(identity = %caller.identity, reason = %refused, "refused a certificate request");
                 Status::invalid_argument(refused.to_string())
-            })?;
+            },
+        )?;
         if let Some(id) = caller.token.clone() {
             // Counted after the permit, so that a faulty request does not use up a single-use token.
             let store = Arc::clone(&self.store);

@@ -7,8 +7,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
-    Certificate, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType,
-    SerialNumber, date_time_ymd,
+    Certificate, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber, date_time_ymd,
 };
 
 use super::{Authority, Identity};
