@@ -17,6 +17,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 /// Set in the process that serves inside the workload's namespace.
 const SERVE: &str = "OUTRIGGER_TEST_SERVE";
+/// Set, to an address, in the process that connects inside the workload's namespace with a mark.
+const CONNECT: &str = "OUTRIGGER_TEST_CONNECT";
 const WORKLOAD: (&str, &str) = ("198.51.100.1", "fd00:a::1");
 const PEER: (&str, &str) = ("198.51.100.2", "fd00:a::2");
 const ELSEWHERE: (&str, &str) = ("203.0.113.9", "fd00:b::9");
@@ -190,6 +192,30 @@ fn serve_inside() {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
+/// No test of its own: a proxy that is known by its mark.
+#[test]
+fn connect_marked_inside() {
+    let Some(address) = env::var(CONNECT).ok().and_then(|address| address.parse::<SocketAddr>().ok()) else { return };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.set_mark(1337).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line).unwrap();
+    println!("answer: {line}");
+}
+
+fn marked_answer(namespaces: &Namespaces, address: SocketAddr) -> String {
+    let output = Command::new("ip")
+        .args(["netns", "exec", &namespaces.workload])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "connect_marked_inside", "--nocapture"])
+        .env(CONNECT, address.to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().find_map(|line| Some(line.split_once("answer: ")?.1.trim().to_owned())).unwrap_or(text)
+}
+
 fn serve_tcp(listener: &TcpListener, name: &str) {
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();
@@ -288,6 +314,19 @@ fn rules_redirect_what_they_should_and_leave_nothing_behind() {
         assert!(said.contains(complaint), "{tool}: {said}");
         namespaces.intercept_well(&format!("apply {rules}"));
         namespaces.intercept_well(&format!("check {rules}"));
+    }
+    // A proxy without a user of its own is known by its mark.
+    for tool in ["iptables", "nft"] {
+        let rules = format!("--tool {tool} --proxy-uid none --mark 1337");
+        namespaces.intercept_well(&format!("apply {rules}"));
+        namespaces.intercept_well(&format!("check {rules}"));
+        namespaces.intercept_well("check --proxy-uid none --mark 0x539");
+        let _servers = Servers::start(&namespaces);
+        for host in [WORKLOAD.0, WORKLOAD.1] {
+            let address = SocketAddr::new(host.parse().unwrap(), 8080);
+            assert_eq!(marked_answer(&namespaces, address), "application", "{tool} {address}");
+            assert_eq!(answer(workload, 1337, "tcp", host, 8080), format!("outbound {address}"), "{tool} {address}");
+        }
     }
     // The last tool's rules stand alone: each `apply` took out those of the tool before.
     assert!(!must(&format!("ip netns exec {workload} iptables-legacy-save")).contains("OUTRIGGER"));

@@ -38,12 +38,13 @@ POST /quitquitquit                  drain, then exit
 impl Port {
     /// Answers one request; its body is never read.
     pub(super) fn answer<Body>(&self, request: &Request<Body>, client: SocketAddr) -> Response<String> {
-        let answer = match self {
-            Self::Admin { source, log } => permitted(request.method(), request.headers(), request.uri(), client)
-                .and_then(|()| admin(source.as_ref(), log.as_ref(), request)),
+        let mut response = match self {
+            Self::Admin { source, log } => match refusal(request.method(), request.headers(), request.uri(), client) {
+                Some(refusal) => refusal,
+                None => admin(source.as_ref(), log.as_ref(), request),
+            },
             Self::Ready { source } => public(source.as_ref(), request),
         };
-        let mut response = answer.unwrap_or_else(|refusal| refusal);
         let headers = response.headers_mut();
         // Nothing here is a page: a browser must not guess, and nobody may keep a copy.
         headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
@@ -52,15 +53,8 @@ impl Port {
     }
 }
 
-type Answer = Result<Response<String>, Response<String>>;
-
 /// Keeps web pages and other machines away from the admin port.
-fn permitted(
-    method: &Method,
-    headers: &HeaderMap,
-    uri: &http::Uri,
-    client: SocketAddr,
-) -> Result<(), Response<String>> {
+fn refusal(method: &Method, headers: &HeaderMap, uri: &http::Uri, client: SocketAddr) -> Option<Response<String>> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok(),
@@ -76,49 +70,49 @@ fn permitted(
     };
     let target = uri.authority().map(Authority::as_str);
     if !host.is_some_and(is_ours) || !target.is_none_or(is_ours) {
-        return Err(text(
+        return Some(text(
             StatusCode::FORBIDDEN,
             "the admin port answers only when Host is localhost or an address (use http://127.0.0.1)\n",
         ));
     }
     let cross_site = headers.get("sec-fetch-site").is_some_and(|site| site != "none" && site != "same-origin");
     if cross_site || headers.contains_key(header::ORIGIN) {
-        return Err(text(StatusCode::FORBIDDEN, "the admin port does not answer web pages (use curl)\n"));
+        return Some(text(StatusCode::FORBIDDEN, "the admin port does not answer web pages (use curl)\n"));
     }
     if method == Method::POST && !client.ip().to_canonical().is_loopback() {
-        return Err(text(
+        return Some(text(
             StatusCode::FORBIDDEN,
             "the admin port takes POST from this machine only (run it where the proxy runs)\n",
         ));
     }
-    Ok(())
+    None
 }
 
-fn admin<Body>(source: &dyn AdminSource, log: Option<&LogControl>, request: &Request<Body>) -> Answer {
+fn admin<Body>(source: &dyn AdminSource, log: Option<&LogControl>, request: &Request<Body>) -> Response<String> {
     let path = request.uri().path();
     let must_post = matches!(path, "/drain" | "/quitquitquit");
     let may_post = must_post || path == "/logging";
     match *request.method() {
-        Method::GET if must_post => return Err(not_allowed("POST")),
+        Method::GET if must_post => return not_allowed("POST"),
         Method::GET => {}
         Method::POST if may_post => {}
         _ => {
-            return Err(not_allowed(if must_post {
+            return not_allowed(if must_post {
                 "POST"
             } else if may_post {
                 "GET, POST"
             } else {
                 "GET"
-            }));
+            });
         }
     }
-    Ok(match path {
+    match path {
         "/" => text(StatusCode::OK, INDEX),
         "/config_dump" => json(&source.config_dump()),
         "/clusters" => json(&source.upstreams()),
         "/certs" => json(&source.certificates()),
         "/server_info" => json(&source.server_info()),
-        "/logging" => return logging(log, request),
+        "/logging" => logging(log, request),
         "/drain" => {
             source.start_drain();
             text(StatusCode::OK, "draining\n")
@@ -127,38 +121,40 @@ fn admin<Body>(source: &dyn AdminSource, log: Option<&LogControl>, request: &Req
             source.quit();
             text(StatusCode::OK, "draining, then exiting\n")
         }
-        _ => return public(source, request),
-    })
+        _ => public(source, request),
+    }
 }
 
-fn public<Body>(source: &dyn AdminSource, request: &Request<Body>) -> Answer {
+fn public<Body>(source: &dyn AdminSource, request: &Request<Body>) -> Response<String> {
     if request.method() != Method::GET {
-        return Err(not_allowed("GET"));
+        return not_allowed("GET");
     }
     match request.uri().path() {
-        "/ready" | "/healthz/ready" => Ok(match source.ready() {
+        "/ready" | "/healthz/ready" => match source.ready() {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(missing) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")),
-        }),
-        "/metrics" | "/stats/prometheus" => Ok(with_type(StatusCode::OK, METRICS_TYPE, source.metrics())),
-        _ => Err(text(StatusCode::NOT_FOUND, "no such path\n")),
+        },
+        "/metrics" | "/stats/prometheus" => with_type(StatusCode::OK, METRICS_TYPE, source.metrics()),
+        _ => text(StatusCode::NOT_FOUND, "no such path\n"),
     }
 }
 
-fn logging<Body>(log: Option<&LogControl>, request: &Request<Body>) -> Answer {
+fn logging<Body>(log: Option<&LogControl>, request: &Request<Body>) -> Response<String> {
     let Some(log) = log else {
-        return Err(text(StatusCode::NOT_FOUND, "this process has no log to change\n"));
+        return text(StatusCode::NOT_FOUND, "this process has no log to change\n");
     };
     if request.method() == Method::POST {
         let query = request.uri().query().unwrap_or("");
         let Some(level) = query.split('&').find_map(|pair| pair.strip_prefix("level=")) else {
-            return Err(text(StatusCode::BAD_REQUEST, "no level given (POST /logging?level=debug)\n"));
+            return text(StatusCode::BAD_REQUEST, "no level given (POST /logging?level=debug)\n");
         };
         let level = unescaped(level);
-        log.set(&level).map_err(|error| text(StatusCode::BAD_REQUEST, format!("{error}\n")))?;
+        if let Err(error) = log.set(&level) {
+            return text(StatusCode::BAD_REQUEST, format!("{error}\n"));
+        }
         tracing::info!(level, "log level changed");
     }
-    Ok(text(StatusCode::OK, format!("{}\n", log.filter())))
+    text(StatusCode::OK, format!("{}\n", log.filter()))
 }
 
 /// Undoes percent-encoding, which some clients apply to ',' and '='; a broken escape stays as it is.

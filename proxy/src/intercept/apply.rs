@@ -34,6 +34,14 @@ pub enum Tool {
     Nft,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backend {
+    Legacy,
+    NfTables,
+    /// A table of nft's own.
+    Table,
+}
+
 const IPTABLES: Tool = Tool::Iptables { v4: "iptables", v6: "ip6tables" };
 const IPTABLES_LEGACY: Tool = Tool::Iptables { v4: "iptables-legacy", v6: "ip6tables-legacy" };
 const IPTABLES_NFT: Tool = Tool::Iptables { v4: "iptables-nft", v6: "ip6tables-nft" };
@@ -64,6 +72,27 @@ impl Tool {
         }
     }
 
+    /// Whether it is there and may read its rules.
+    fn probe(self) -> Result<String, ApplyError> {
+        match self {
+            Self::Iptables { v4, .. } => run(&format!("{v4}-save"), &["-t", "nat"], None),
+            Self::Nft => run("nft", &["list", "tables"], None),
+        }
+    }
+
+    /// Where its rules live in the kernel: two names of iptables may mean the same place.
+    fn backend(self) -> Backend {
+        match self {
+            Self::Nft => Backend::Table,
+            IPTABLES_LEGACY => Backend::Legacy,
+            IPTABLES_NFT => Backend::NfTables,
+            Self::Iptables { v4, .. } => match run(v4, &["--version"], None) {
+                Ok(version) if version.contains("nf_tables") => Backend::NfTables,
+                _ => Backend::Legacy,
+            },
+        }
+    }
+
     fn families(self, ipv6: bool) -> Vec<(Family, &'static str)> {
         match self {
             Self::Iptables { v4, v6 } if ipv6 => vec![(Family::V4, v4), (Family::V6, v6)],
@@ -86,9 +115,10 @@ pub enum ApplyError {
     Run { command: String, source: io::Error },
 }
 
-/// Whether this network namespace has IPv6 at all.
+/// Whether this network namespace can have IPv6. An interface may get an address later, so what counts is whether the
+/// kernel allows it, not whether there is one now.
 pub fn has_ipv6() -> bool {
-    std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|interfaces| !interfaces.trim().is_empty())
+    std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled.trim() != "1")
 }
 
 /// The tool to use: the first of the choice that can read its rules.
@@ -99,11 +129,7 @@ pub fn find_tool(choice: ToolChoice) -> Result<Tool, ApplyError> {
     let mut tried = Vec::new();
     let mut last = None;
     for tool in choice.candidates() {
-        let probe = match tool {
-            Tool::Iptables { v4, .. } => run(&format!("{v4}-save"), &["-t", "nat"], None),
-            Tool::Nft => run("nft", &["list", "tables"], None),
-        };
-        match probe {
+        match tool.probe() {
             Ok(_) => return Ok(*tool),
             Err(error) => {
                 tried.push(format!("  {error}"));
@@ -117,15 +143,32 @@ pub fn find_tool(choice: ToolChoice) -> Result<Tool, ApplyError> {
     }
 }
 
+/// The tools of the choice that work, in order; for asking each what it holds.
+///
+/// # Errors
+/// Why none works.
+pub fn working_tools(choice: ToolChoice) -> Result<Vec<Tool>, ApplyError> {
+    let first = find_tool(choice)?;
+    let others = choice.candidates().iter().copied().skip_while(|tool| *tool != first).skip(1);
+    Ok(std::iter::once(first).chain(others.filter(|tool| tool.probe().is_ok())).collect())
+}
+
 /// Makes the rules be in force, whatever of ours was there before, with any tool.
 ///
 /// # Errors
 /// When the tool refuses; then nothing of ours is left.
 pub fn apply(rules: &RedirectRules, tool: Tool, ipv6: bool) -> Result<(), ApplyError> {
-    // Rules that another tool left would catch connections with other settings.
-    for other in ToolChoice::Auto.candidates().iter().filter(|other| **other != tool) {
+    put(rules, tool, ipv6)?;
+    // Rules that another tool left would catch connections with other settings. They go last, so that there is no
+    // moment without rules.
+    let backend = tool.backend();
+    for other in ToolChoice::Auto.candidates().iter().filter(|other| other.backend() != backend) {
         remove_with(*other)?;
     }
+    Ok(())
+}
+
+fn put(rules: &RedirectRules, tool: Tool, ipv6: bool) -> Result<(), ApplyError> {
     if tool == Tool::Nft {
         run("nft", &["-f", "-"], Some(&rules.nft()))?;
         return Ok(());

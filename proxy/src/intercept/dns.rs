@@ -201,11 +201,8 @@ impl Responder {
 
     /// The answer to one message; `None` when it deserves none.
     async fn answer(&self, question: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let message = match Message::from_vec(question) {
-            Ok(message) => message,
-            // Answering what cannot even be read, or what is an answer itself, would feed loops.
-            Err(_) => return None,
-        };
+        // Answering what cannot even be read, or what is an answer itself, would feed loops.
+        let Ok(message) = Message::from_vec(question) else { return None };
         if message.metadata.message_type != MessageType::Query {
             return None;
         }

@@ -211,18 +211,15 @@ fn described(tool: Tool, ipv6: bool, left_alone: bool) -> String {
 fn check(args: &CheckArgs) -> Result<(), String> {
     let rules = args.rules.rules()?;
     let ipv6 = args.rules.ipv6();
-    let tool = apply::find_tool(args.rules.tool).map_err(|error| error.to_string())?;
-    let mut problems = apply::check(&rules, tool, ipv6).map_err(|error| error.to_string())?;
-    let mut found = tool;
-    // Without a tool asked for, the rules may have been put in force with another one.
-    if args.rules.tool == ToolChoice::Auto && !problems.is_empty() && tool != Tool::Nft {
-        if let Ok(Tool::Nft) = apply::find_tool(ToolChoice::Nft) {
-            let others = apply::check(&rules, Tool::Nft, ipv6).map_err(|error| error.to_string())?;
-            if others.len() < problems.len() {
-                (problems, found) = (others, Tool::Nft);
-            }
+    // Without a tool asked for, any may have put them in force: what comes nearest is what is meant.
+    let mut nearest: Option<(Tool, Vec<String>)> = None;
+    for tool in apply::working_tools(args.rules.tool).map_err(|error| error.to_string())? {
+        let problems = apply::check(&rules, tool, ipv6).map_err(|error| error.to_string())?;
+        if nearest.as_ref().is_none_or(|(_, before)| problems.len() < before.len()) {
+            nearest = Some((tool, problems));
         }
     }
+    let Some((found, problems)) = nearest else { return Err("no tool for redirect rules works here".to_owned()) };
     if !problems.is_empty() {
         return Err(format!(
             "redirect rules are not in force as they should be:\n  {}\n(run intercept apply with the same arguments)",

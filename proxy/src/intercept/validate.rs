@@ -72,7 +72,10 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
 async fn attempt(target: SocketAddr, secret: [u8; 16]) -> Proof {
     let mut stream = match host::connect(target, ConnectOptions::default()).await {
         Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NetworkUnreachable) => return Proof::NoRoute,
+        // The second is what the kernel says when no interface has an address of the family.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable) => {
+            return Proof::NoRoute;
+        }
         Err(error) => return Proof::Escaped(format!("connecting failed: {error}")),
     };
     let mut received = [0; 16];

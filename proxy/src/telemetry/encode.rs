@@ -53,6 +53,9 @@ impl Text {
     }
 }
 
+/// A metric, and where its number stands in a cell.
+type Column<'a, Cell> = (&'a Metric, fn(&Cell) -> u64);
+
 fn requests(telemetry: &Telemetry, text: &mut Text) {
     let mut series = BTreeMap::<Arc<str>, HttpCell>::new();
     for worker in &telemetry.workers {
@@ -67,7 +70,7 @@ fn requests(telemetry: &Telemetry, text: &mut Text) {
     histogram(&metrics::DURATION, &series, text, |cell| &cell.duration, |micros| micros as f64 / 1000.0);
     histogram(&metrics::REQUEST_BYTES, &series, text, |cell| &cell.request_bytes, |bytes| bytes as f64);
     histogram(&metrics::RESPONSE_BYTES, &series, text, |cell| &cell.response_bytes, |bytes| bytes as f64);
-    let messages: [(&Metric, fn(&HttpCell) -> u64); 2] = [
+    let messages: [Column<'_, HttpCell>; 2] = [
         (&metrics::REQUEST_MESSAGES, |cell| cell.request_messages),
         (&metrics::RESPONSE_MESSAGES, |cell| cell.response_messages),
     ];
@@ -106,7 +109,7 @@ fn connections(telemetry: &Telemetry, text: &mut Text) {
             series.entry(telemetry.texts.get(key)).or_default().merge(&cell);
         }
     }
-    let numbers: [(&Metric, fn(&TcpCell) -> u64); 4] = [
+    let numbers: [Column<'_, TcpCell>; 4] = [
         (&metrics::TCP_SENT, |cell| cell.sent_bytes),
         (&metrics::TCP_RECEIVED, |cell| cell.received_bytes),
         (&metrics::TCP_OPENED, |cell| cell.opened),
