@@ -78,7 +78,7 @@ pub fn proxy(args: ProxyArgs) -> Outcome {
         settings.control_plane = None;
         static_mesh::source(args.documents, origin, &mut settings)?
     };
-    let ended = sidecar::run(settings, source).map_err(Failure::failed);
+    let ended = sidecar::run(settings, source, Some(log.clone())).map_err(Failure::failed);
     log.flush();
     ended.map(|()| Exit::Ok)
 }
