@@ -126,7 +126,7 @@ fn wrong_commands_and_flags_are_answered_with_64_and_the_nearest_right_word() {
             ("config", "missing <PROXY> (see `outrigger config --help`)"),
             ("proxies now", "unknown argument `now` (see `outrigger proxies --help`)"),
             ("token make", "unknown command `make` (see `outrigger token --help`)"),
-            ("token create --uses 0", "`--uses <N>`: 0 is not in 1..4294967295"),
+            ("token create --uses 0", "`--uses <N>`: 0 is not in 1..=4294967295"),
             ("token create --ttl 10ms", "--ttl must be at least 1s"),
             ("token revoke", "missing <ID> (see `outrigger token revoke --help`)"),
             ("completion tcsh", "`<SHELL>`: `tcsh` is not allowed (one of bash, elvish, fish, powershell, zsh)"),
@@ -258,7 +258,10 @@ fn wrong_sidecar_flags_are_answered_with_64_and_an_example() {
             ),
             (&both, "`--static <FILE>` cannot be used together with `--control-plane <HOST:PORT>`"),
             (&two_identities, "`--cert-dir <DIR>` cannot be used together with `--dev-ca <DIR>`"),
-            ("proxy --outbound 15001 --dev-ca b", "missing --static <FILE> (see `outrigger proxy --help`)"),
+            (
+                "proxy --outbound 15001 --dev-ca b",
+                "missing --as <NAMESPACE/WORKLOAD> and --static <FILE> (see `outrigger proxy --help`)",
+            ),
         ],
     );
 }
