@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{
     body::Incoming,
     rt::Executor,
@@ -117,8 +117,9 @@ const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// Serves one connection to its end, or until it has become another protocol (then the upgrade has the stream).
 ///
-/// The handler's future is dropped when the client goes away or resets the stream. Dropping this future closes the connection at
-/// once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
+/// The handler's future is dropped when the connection breaks or the client resets the stream. On HTTP/1 the end of the client's
+/// side alone is no sign that it has gone: some end their side after the request and wait. Dropping this future closes the
+/// connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
 ///
 /// # Errors
 /// hyper's, when the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
@@ -134,7 +135,7 @@ where
     H: Fn(Request<Body>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let activity = Arc::new(Activity::new(version));
+    let activity = Arc::new(Activity::new(version, settings.requests));
     let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity) });
     let service = {
         let activity = Arc::clone(&activity);
@@ -146,7 +147,11 @@ where
             let request = request.map(|body| Body::incoming(body).with_trailer_limit(trailers));
             let response = handler(request);
             async move {
-                let response = response.await;
+                let mut response = response.await;
+                // Read by hyper, which then closes; an upgrade closes HTTP anyway.
+                if in_flight.is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| body.observed(in_flight)))
             }
         })
@@ -201,7 +206,6 @@ async fn drive<C: Connection>(
     settings: &ServeSettings,
     mut drain: DrainWatch,
 ) -> End {
-    let most_requests = settings.requests.saturating_sub(host::random_below(settings.requests / 10 + 1)).max(1);
     let oldest = activity.start + settings.age.mul_f64(0.9 + host::random_unit() / 5.0);
     let mut closing = false;
     let mut drained = pin!(drain.fired());
@@ -210,10 +214,12 @@ async fn drive<C: Connection>(
     poll_fn(|cx| {
         loop {
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                return Poll::Ready(End::Over(result));
+                // Clients may hang up on our goodbye before we have closed ourselves.
+                let parted = closing && activity.in_flight.load(Relaxed) == 0;
+                return Poll::Ready(End::Over(if parted { Ok(()) } else { result }));
             }
             if !closing
-                && (activity.requests.load(Relaxed) >= most_requests || drained.as_mut().poll(cx).is_ready())
+                && (activity.requests.load(Relaxed) >= activity.most_requests || drained.as_mut().poll(cx).is_ready())
             {
                 closing = true;
                 connection.as_mut().graceful_shutdown();
@@ -268,6 +274,8 @@ struct Activity {
     start: Instant,
     in_flight: AtomicUsize,
     requests: AtomicU64,
+    /// After these the connection ends; differs by a tenth between connections, so that they do not all come back at once.
+    most_requests: u64,
     /// Bytes read; only as far as it matters.
     read: AtomicU64,
     /// Microseconds after `start`, plus one, when the first byte of a head came; 0: no head has begun.
@@ -280,9 +288,10 @@ struct Activity {
 const HTTP2_PREFACE_BYTES: u64 = 24;
 
 impl Activity {
-    fn new(version: Version) -> Self {
+    fn new(version: Version, requests: u64) -> Self {
         Self {
             version,
+            most_requests: requests.saturating_sub(host::random_below(requests / 10 + 1)).max(1),
             start: host::now(),
             in_flight: 0.into(),
             requests: 0.into(),
@@ -327,9 +336,11 @@ impl Activity {
     /// A head is complete.
     fn begin(self: &Arc<Self>) -> InFlight {
         self.head_since.store(0, Relaxed);
-        self.requests.fetch_add(1, Relaxed);
+        let requests = self.requests.fetch_add(1, Relaxed) + 1;
         self.in_flight.fetch_add(1, Relaxed);
-        InFlight(Arc::clone(self))
+        // HTTP/2 says it with GOAWAY.
+        let is_last = self.version == Version::Http1 && requests >= self.most_requests;
+        InFlight { activity: Arc::clone(self), is_last }
     }
 
     fn next(&self, settings: &ServeSettings, oldest: Instant, closing: bool) -> Due {
@@ -354,14 +365,17 @@ impl Activity {
 const FAR: Duration = Duration::from_secs(86_400 * 365);
 
 /// One request, from its head to the end of its response.
-struct InFlight(Arc<Activity>);
+struct InFlight {
+    activity: Arc<Activity>,
+    is_last: bool,
+}
 
 impl Observer for InFlight {}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.elapsed_micros(), Relaxed);
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.activity.idle_since.store(self.activity.elapsed_micros(), Relaxed);
+        self.activity.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
