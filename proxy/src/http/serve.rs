@@ -53,7 +53,8 @@ pub enum Version {
     Http2,
 }
 
-/// Prepared once from the settings; shared by connections.
+/// Prepared once from the settings; shared by connections. How fast bodies must come is not in here: whether that may be asked
+/// depends on the request (`Body::with_idle_limit`).
 pub struct ServeSettings {
     http1: http1::Builder,
     http2: http2::Builder<Tasks>,
