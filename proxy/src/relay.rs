@@ -228,11 +228,11 @@ mod tests {
     const LIMITS: RelayLimits =
         RelayLimits { buffer_bytes: 256 * 1024, idle: Duration::from_secs(300), half_close: Duration::from_secs(3600) };
 
+    /// How a relay ended, and what it counted.
+    type Ended = (Result<(), RelayError>, u64, u64);
+
     /// Two ends with a running relay between them.
-    fn joined(
-        limits: RelayLimits,
-        pipe_bytes: usize,
-    ) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<(Result<(), RelayError>, u64, u64)>) {
+    fn joined(limits: RelayLimits, pipe_bytes: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Ended>) {
         let (near, a) = duplex(pipe_bytes);
         let (far, b) = duplex(pipe_bytes);
         let task = tokio::spawn(async move {

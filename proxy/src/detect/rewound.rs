@@ -1,4 +1,7 @@
 //! A stream whose first bytes were read ahead and come again.
+//!
+//! Filled by `Rewound::detect`; used by whoever serves the connection afterwards as if nothing had been read. It keeps no
+//! memory once the bytes have been replayed, and adds nothing to writing.
 
 use std::{
     io,

@@ -590,6 +590,17 @@ mod tests {
         assert_eq!(given.headers()["host"], "a");
     }
 
+    #[test]
+    fn extended_connect_has_a_path_like_any_request() {
+        // WebSockets over HTTP/2 would miss every route.
+        let mut given = request(H2, "CONNECT", "https://A.test/x/../chat?y", &[]);
+        given.extensions_mut().insert(Protocol::from_static("websocket"));
+        normalize(&mut given, &Limits::default()).unwrap();
+        assert_eq!(given.uri(), "/chat?y");
+        let target = given.extensions().get::<Target>().unwrap();
+        assert_eq!((target.authority.as_ref().unwrap().as_str(), &target.scheme), ("a.test", &Scheme::HTTPS));
+    }
+
     proptest! {
         #[test]
         fn normalising_twice_changes_nothing(path in "/[a./%\\\\2eE50;-]{0,24}") {

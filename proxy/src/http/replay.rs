@@ -62,7 +62,7 @@ impl Replay {
             kept,
             sent: 0,
             trailers_sent: false,
-            size: original.size.clone(),
+            size: original.size,
             original: Arc::clone(shared),
         };
         drop(original);

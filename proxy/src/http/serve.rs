@@ -1,28 +1,467 @@
-//! x
-use std::{convert::Infallible, future::Future};
-use http::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use super::Body;
-use crate::{drain::DrainWatch, host::Stream, settings::Settings};
+//! One downstream connection, from its first request to its end. hyper's server types are known here and nowhere else.
+//!
+//! Called by the journeys with a stream whose version is known. hyper reads heads and frames bodies; this file sets its limits and
+//! adds what it does not have: the time for a head apart from the time between requests, age, number of requests, and the
+//! graceful end of all these. A stricter reader of the bytes (or another HTTP/1 codec) goes between `io` and hyper, where [`Watched`] is.
+//! hyper's server cannot pass interim responses on; it sends 100-continue itself when the body is first read.
+//!
+//! ```text
+//! silent --first byte--> head --request--> in flight --last response ends--> between requests --first byte--> head ..
+//!   | first_byte           | head           |  (age, request count, drain: graceful)        | idle: graceful
+//!   v                      v                v                                               v
+//! closed                408, closed       closed after the last response                   closed
+//! ```
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper::{
+    body::Incoming,
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::{HttpService, service_fn},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::{
+    Body,
+    body::{Observer, TrailerLimit},
+    reply,
+};
+use crate::{
+    drain::DrainWatch,
+    host::{self, Instant, Stream},
+    settings::{Limits, Settings, Timeouts},
+};
+
+/// What the connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version { Http1, Http2 }
-pub struct ServeSettings { conn: u32, stream: u32, streams: u32 }
-impl ServeSettings { pub fn new(s: &Settings, mesh: bool) -> Self { Self { conn: s.limits.http2_connection_window_bytes, stream: s.limits.http2_stream_window_bytes, streams: if mesh { s.limits.mesh_streams } else { s.limits.http2_streams } } } }
-pub async fn serve<S, H, F>(io: S, version: Version, settings: &ServeSettings, mut drain: DrainWatch, handler: H) -> Result<(), hyper::Error>
-where S: Stream + 'static, H: Fn(Request<Body>) -> F + Clone + Send + 'static, F: Future<Output = Response<Body>> + Send + 'static {
-    let service = hyper::service::service_fn(move |r: Request<hyper::body::Incoming>| { let f = handler(r.map(Body::incoming)); async move { Ok::<_, Infallible>(f.await) } });
-    match version {
-        Version::Http1 => {
-            let c = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).half_close(true).serve_connection(TokioIo::new(io), service).with_upgrades();
-            tokio::pin!(c);
-            tokio::select! { r = c.as_mut() => return r, () = drain.fired() => {} }
-            c.as_mut().graceful_shutdown(); c.await
+pub enum Version {
+    Http1,
+    Http2,
+}
+
+/// Prepared once from the settings; shared by connections. How fast bodies must come is not in here: whether that may be asked
+/// depends on the request (`Body::with_idle_limit`).
+pub struct ServeSettings {
+    http1: http1::Builder,
+    http2: http2::Builder<Tasks>,
+    trailers: TrailerLimit,
+    requests: u64,
+    first_byte: Duration,
+    head: Duration,
+    idle: Duration,
+    age: Duration,
+}
+
+impl ServeSettings {
+    /// `mesh_peer`: connections from other sidecars, which bundle many clients and may open more streams.
+    pub fn new(settings: &Settings, mesh_peer: bool) -> Self {
+        Self::from_parts(&settings.limits, &settings.timeouts, mesh_peer)
+    }
+
+    fn from_parts(limits: &Limits, timeouts: &Timeouts, mesh_peer: bool) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            // hyper's clock also runs between requests; ours tells the two apart.
+            .header_read_timeout(None)
+            .half_close(true)
+            .max_header_size(limits.http1_head_bytes)
+            .max_buf_size(limits.connection_buffer_bytes.max(limits.http1_head_bytes).max(MIN_BUFFER_BYTES));
+        if limits.header_fields != HYPER_HEADER_FIELDS {
+            // Any call, even with the default, moves the table of fields from the stack to the heap.
+            http1.max_headers(limits.header_fields);
         }
-        Version::Http2 => {
-            let c = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).initial_connection_window_size(settings.conn).initial_stream_window_size(settings.stream).max_concurrent_streams(settings.streams).serve_connection(TokioIo::new(io), service);
-            tokio::pin!(c);
-            tokio::select! { r = c.as_mut() => return r, () = drain.fired() => {} }
-            c.as_mut().graceful_shutdown(); c.await
+        let mut http2 = http2::Builder::new(Tasks);
+        http2
+            .timer(TokioTimer::new())
+            .adaptive_window(false)
+            .initial_stream_window_size(limits.http2_stream_window_bytes.min(MAX_WINDOW_BYTES))
+            .initial_connection_window_size(limits.http2_connection_window_bytes.min(MAX_WINDOW_BYTES))
+            .max_concurrent_streams(if mesh_peer { limits.mesh_streams } else { limits.http2_streams })
+            .max_header_list_size(limits.http2_header_list_bytes)
+            .max_pending_accept_reset_streams(limits.http2_pending_resets)
+            .max_local_error_reset_streams(limits.http2_local_resets)
+            .max_send_buf_size(limits.connection_buffer_bytes)
+            .enable_connect_protocol();
+        Self {
+            http1,
+            http2,
+            trailers: TrailerLimit::new(limits),
+            requests: limits.requests_per_connection,
+            first_byte: timeouts.first_byte,
+            head: timeouts.head,
+            idle: timeouts.idle,
+            age: timeouts.connection_age,
         }
     }
 }
+
+/// hyper panics below this.
+const MIN_BUFFER_BYTES: usize = 8192;
+const HYPER_HEADER_FIELDS: usize = 100;
+/// RFC 9113 §6.9.1.
+const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
+
+/// Serves one connection to its end, or until it has become another protocol (then the upgrade has the stream).
+///
+/// The handler's future is dropped when the connection breaks or the client resets the stream. On HTTP/1 the end of the client's
+/// side alone is no sign that it has gone: some end their side after the request and wait. Dropping this future closes the
+/// connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
+///
+/// # Errors
+/// hyper's, when the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
+pub async fn serve<S, H, F>(
+    io: S,
+    version: Version,
+    settings: &ServeSettings,
+    drain: DrainWatch,
+    handler: H,
+) -> Result<(), hyper::Error>
+where
+    S: Stream + 'static,
+    H: Fn(Request<Body>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let activity = Arc::new(Activity::new(version, settings.requests));
+    let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity) });
+    let service = {
+        let activity = Arc::clone(&activity);
+        let trailers = settings.trailers;
+        // Boxed so that the connection may be moved out of its pin whatever the handler is.
+        let handler = Box::new(handler);
+        service_fn(move |request: Request<Incoming>| {
+            let in_flight = activity.begin();
+            let request = request.map(|body| Body::incoming(body).with_trailer_limit(trailers));
+            let response = handler(request);
+            async move {
+                let mut response = response.await;
+                // Read by hyper, which then closes; an upgrade closes HTTP anyway.
+                if in_flight.is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response.map(|body| body.observed(in_flight)))
+            }
+        })
+    };
+    match version {
+        Version::Http1 => {
+            let mut connection = settings.http1.serve_connection(io, service).with_upgrades();
+            match drive(Pin::new(&mut connection), &activity, settings, drain).await {
+                End::Over(result) => result,
+                End::HeadTimeout => {
+                    // Only where no earlier response can be in the way, and not to those who never asked.
+                    if activity.requests.load(Relaxed) == 0
+                        && activity.read.load(Relaxed) > 0
+                        && let Some(parts) = connection.into_parts()
+                    {
+                        tell_head_timeout(parts.io.into_inner()).await;
+                    }
+                    Ok(())
+                }
+            }
+        }
+        Version::Http2 => {
+            let connection = pin!(settings.http2.serve_connection(io, service));
+            match drive(connection, &activity, settings, drain).await {
+                End::Over(result) => result,
+                End::HeadTimeout => Ok(()),
+            }
+        }
+    }
+}
+
+/// Tries for a moment to say why; a client that does not read is closed without.
+async fn tell_head_timeout<S: Stream>(mut io: S) {
+    tokio::select! {
+        _ = async {
+            io.write_all(reply::HEAD_TIMEOUT).await?;
+            io.shutdown().await
+        } => (),
+        () = host::sleep(Duration::from_secs(1)) => (),
+    }
+}
+
+enum End {
+    Over(Result<(), hyper::Error>),
+    HeadTimeout,
+}
+
+/// Polls the connection and looks after its times. Timers move as seldom as possible: a busy connection never touches one.
+async fn drive<C: Connection>(
+    mut connection: Pin<&mut C>,
+    activity: &Activity,
+    settings: &ServeSettings,
+    mut drain: DrainWatch,
+) -> End {
+    let oldest = activity.start + settings.age.mul_f64(0.9 + host::random_unit() / 5.0);
+    let mut closing = false;
+    let mut drained = pin!(drain.fired());
+    let mut timer_at = activity.next(settings, oldest, closing).at;
+    let mut timer = pin!(host::sleep(timer_at.saturating_duration_since(activity.start)));
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                // Clients may hang up on our goodbye before we have closed ourselves.
+                let parted = closing && activity.in_flight.load(Relaxed) == 0;
+                return Poll::Ready(End::Over(if parted { Ok(()) } else { result }));
+            }
+            if !closing
+                && (activity.requests.load(Relaxed) >= activity.most_requests || drained.as_mut().poll(cx).is_ready())
+            {
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
+            let next = activity.next(settings, oldest, closing);
+            if next.at < timer_at {
+                timer_at = next.at;
+                timer.set(host::sleep(timer_at.saturating_duration_since(host::now())));
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = host::now();
+            if next.at <= now {
+                match next.then {
+                    Then::Close => return Poll::Ready(End::HeadTimeout),
+                    Then::CloseGracefully => {
+                        closing = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    Then::Nothing => (),
+                }
+            }
+            // HTTP/2 streams end in tasks of their own, which do not wake us: look again after the idle time at the latest.
+            let next = activity.next(settings, oldest, closing).at;
+            timer_at = next.min(now + settings.idle).max(now + SHORTEST_LOOK);
+            timer.set(host::sleep(timer_at.saturating_duration_since(now)));
+        }
+    })
+    .await
+}
+
+/// Between two looks at a connection, whatever the settings.
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+
+/// What is due next.
+struct Due {
+    at: Instant,
+    then: Then,
+}
+
+enum Then {
+    Close,
+    CloseGracefully,
+    Nothing,
+}
+
+/// What a connection is doing; written where it happens, read by [`drive`].
+struct Activity {
+    version: Version,
+    start: Instant,
+    in_flight: AtomicUsize,
+    requests: AtomicU64,
+    /// After these the connection ends; differs by a tenth between connections, so that they do not all come back at once.
+    most_requests: u64,
+    /// Bytes read; only as far as it matters.
+    read: AtomicU64,
+    /// Microseconds after `start`, plus one, when the first byte of a head came; 0: no head has begun.
+    head_since: AtomicU64,
+    /// Microseconds after `start` when the last request ended.
+    idle_since: AtomicU64,
+}
+
+/// RFC 9113 §3.4.
+const HTTP2_PREFACE_BYTES: u64 = 24;
+
+impl Activity {
+    fn new(version: Version, requests: u64) -> Self {
+        Self {
+            version,
+            most_requests: requests.saturating_sub(host::random_below(requests / 10 + 1)).max(1),
+            start: host::now(),
+            in_flight: 0.into(),
+            requests: 0.into(),
+            read: 0.into(),
+            head_since: 0.into(),
+            idle_since: 0.into(),
+        }
+    }
+
+    fn elapsed_micros(&self) -> u64 {
+        u64::try_from(host::now().saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Some bytes came.
+    fn read(&self, bytes: usize) {
+        match self.version {
+            // While a request is in flight they are its body, or wait for their turn.
+            Version::Http1 => {
+                if self.in_flight.load(Relaxed) == 0 && self.head_since.load(Relaxed) == 0 {
+                    self.head_since.store(self.elapsed_micros() + 1, Relaxed);
+                    self.read.store(1, Relaxed);
+                }
+            }
+            // Only the preface: what follows are frames of all kinds, and streams have no time for their head.
+            Version::Http2 => {
+                let before = self.read.load(Relaxed);
+                if before < HTTP2_PREFACE_BYTES {
+                    let after = before + bytes as u64;
+                    let whole = after >= HTTP2_PREFACE_BYTES;
+                    if whole {
+                        self.head_since.store(0, Relaxed);
+                        self.idle_since.store(self.elapsed_micros(), Relaxed);
+                    } else if before == 0 {
+                        self.head_since.store(self.elapsed_micros() + 1, Relaxed);
+                    }
+                    self.read.store(after, Relaxed);
+                }
+            }
+        }
+    }
+
+    /// A head is complete.
+    fn begin(self: &Arc<Self>) -> InFlight {
+        self.head_since.store(0, Relaxed);
+        let requests = self.requests.fetch_add(1, Relaxed) + 1;
+        self.in_flight.fetch_add(1, Relaxed);
+        // HTTP/2 says it with GOAWAY.
+        let is_last = self.version == Version::Http1 && requests >= self.most_requests;
+        InFlight { activity: Arc::clone(self), is_last }
+    }
+
+    fn next(&self, settings: &ServeSettings, oldest: Instant, closing: bool) -> Due {
+        let after = |micros: u64, limit: Duration| self.start + Duration::from_micros(micros) + limit;
+        let head_since = self.head_since.load(Relaxed);
+        if self.read.load(Relaxed) == 0 {
+            return Due { at: self.start + settings.first_byte, then: Then::Close };
+        }
+        if head_since > 0 {
+            return Due { at: after(head_since - 1, settings.head), then: Then::Close };
+        }
+        let idle = Due { at: after(self.idle_since.load(Relaxed), settings.idle), then: Then::CloseGracefully };
+        match (closing, self.in_flight.load(Relaxed)) {
+            (true, _) => Due { at: self.start + FAR, then: Then::Nothing },
+            (false, 0) if idle.at <= oldest => idle,
+            (false, _) => Due { at: oldest, then: Then::CloseGracefully },
+        }
+    }
+}
+
+/// Further away than any connection lives.
+const FAR: Duration = Duration::from_secs(86_400 * 365);
+
+/// One request, from its head to the end of its response.
+struct InFlight {
+    activity: Arc<Activity>,
+    is_last: bool,
+}
+
+impl Observer for InFlight {}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.activity.idle_since.store(self.activity.elapsed_micros(), Relaxed);
+        self.activity.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The two kinds of hyper's connections.
+trait Connection: Future<Output = Result<(), hyper::Error>> {
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<I, V> Connection for http1::UpgradeableConnection<I, V>
+where
+    V: HttpService<Incoming, ResBody = Body>,
+    V::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        Self::graceful_shutdown(self);
+    }
+}
+
+impl<I, V> Connection for http2::Connection<I, V, Tasks>
+where
+    V: HttpService<Incoming, ResBody = Body>,
+    V::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    V::Future: Send + 'static,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        Self::graceful_shutdown(self);
+    }
+}
+
+/// Runs HTTP/2 streams as tasks of this worker.
+#[derive(Clone, Copy, Debug)]
+struct Tasks;
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        host::spawn(future);
+    }
+}
+
+/// The stream, with its reads noted.
+struct Watched<S> {
+    io: S,
+    activity: Arc<Activity>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 {
+            this.activity.read(bytes);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests;
