@@ -413,7 +413,7 @@ impl Assembler {
     fn inputs(&self, held: &Held, definition: &Definition) -> Vec<Input> {
         let mut inputs = Vec::new();
         let version = |kind, name: &str| held.get(kind, name).map(|entry| Arc::clone(&entry.version));
-        let mut resource = |inputs: &mut Vec<Input>, kind, name: &Arc<str>| {
+        let resource = |inputs: &mut Vec<Input>, kind, name: &Arc<str>| {
             inputs.push(Input::Resource { kind, name: Arc::clone(name), version: version(kind, name) });
         };
         resource(&mut inputs, Kind::Service, &definition.resource);

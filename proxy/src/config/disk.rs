@@ -117,7 +117,7 @@ pub fn save(state_dir: &Path, snapshot: &Snapshot) -> io::Result<()> {
     let temporary = target.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     // An older file may have had wider permissions.
-    file.set_permissions(fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600)))?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     file.write_all(&render(snapshot))?;
     file.sync_all()?;
     fs::rename(&temporary, &target)?;

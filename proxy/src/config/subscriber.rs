@@ -421,5 +421,5 @@ fn detail(rejected: &Rejected) -> prost_types::Any {
         path: rejected.path.clone(),
         reason: rejected.reason.chars().take(REASON_CHARACTERS).collect(),
     };
-    prost_types::Any { type_url: REFUSAL_TYPE_URL.to_owned(), value: refusal.encode_to_vec().into() }
+    prost_types::Any { type_url: REFUSAL_TYPE_URL.to_owned(), value: refusal.encode_to_vec() }
 }

@@ -48,7 +48,7 @@ pub(super) fn policy_set(set: &mesh::BackendPolicy) -> Checked<PolicySet> {
 }
 
 fn policy(policy: &mesh::Policy) -> Checked<Policy> {
-    let pool = policy.pool.clone().unwrap_or_default();
+    let pool = policy.pool.unwrap_or_default();
     let wait =
         |value: &Option<prost_types::Duration>, field: &str| duration(value.as_ref()).in_field(field).in_field("pool");
     Ok(Policy {
