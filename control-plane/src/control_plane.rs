@@ -112,7 +112,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let signal = Arc::new(Signal::default());
     let moments = Arc::new(Moments::default());
     let sessions = Arc::new(Sessions::default());
-    let registry = Registry::new(Arc::clone(&signal), health::tcp(), settings.limits.workloads);
+    let registry = Registry::new(Arc::clone(&signal), health::tcp(), settings.limits.workloads, stop.clone());
     registry.restore(store.workloads()?);
     let mesh = MeshSettings {
         trust_domain: settings.trust_domain.clone(),

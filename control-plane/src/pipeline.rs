@@ -143,7 +143,7 @@ impl Pipeline {
                 urgent = self.signal.collected(self.limits.debounce_quiet, self.limits.debounce_max) => urgent,
             };
             if urgent { &self.metrics.triggers_endpoint } else { &self.metrics.triggers_config }.add(1);
-            if let Err(error) = self.step() {
+            if let Err(error) = self.step_aside() {
                 tracing::error!(%error, "cannot work out what proxies must know; they keep what they have");
                 let signal = Arc::clone(&self.signal);
                 tokio::select! {
@@ -153,6 +153,14 @@ impl Pipeline {
                 continue;
             }
             self.save_workloads().await;
+        }
+    }
+
+    /// One run, with other tasks moved off this thread where the runtime has more than one.
+    fn step_aside(&mut self) -> Result<(), StoreError> {
+        match tokio::runtime::Handle::current().runtime_flavor() {
+            tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(|| self.step()),
+            _ => self.step(),
         }
     }
 
