@@ -150,9 +150,7 @@ impl Pipeline {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(Duration::from_secs(1)) => signal.soon(),
                 }
-                continue;
             }
-            self.save_workloads().await;
         }
     }
 
@@ -222,21 +220,6 @@ impl Pipeline {
             given.into_iter().map(|(service, address)| (service, vec![IpAddr::V4(address)])).collect();
         self.parsed.revision = Some(newest);
         Ok(())
-    }
-
-    async fn save_workloads(&self) {
-        let unsaved = self.registry.take_unsaved();
-        if unsaved.is_empty() {
-            return;
-        }
-        let store = Arc::clone(&self.store);
-        let saved = tokio::task::spawn_blocking(move || store.save_workloads(&unsaved)).await;
-        if !matches!(saved, Ok(Ok(()))) {
-            tracing::error!(
-                ?saved,
-                "cannot store registrations; a restart would not know them until their sidecars are back"
-            );
-        }
     }
 }
 

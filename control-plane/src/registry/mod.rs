@@ -7,6 +7,7 @@
 
 pub mod health;
 pub mod rules;
+pub mod saving;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use std::{
 
 use outrigger_proto::mesh::Registration;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,6 +42,8 @@ pub struct Registry {
     dial: Dial,
     limit: usize,
     stop: CancellationToken,
+    /// Woken when there is something to store.
+    saving: Notify,
 }
 
 #[derive(Default)]
@@ -87,7 +91,7 @@ impl Registry {
     /// At most `limit` workloads. Health checks end with `stop`; streams that end after it take nobody out, so that a
     /// restart finds everybody in the store.
     pub fn new(signal: Arc<Signal>, dial: Dial, limit: usize, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), signal, dial, limit, stop })
+        Arc::new(Self { inner: Mutex::default(), signal, dial, limit, stop, saving: Notify::new() })
     }
 
     /// Takes back stored registrations; each stays for as long as its port answers, or until its sidecar is back.
@@ -148,6 +152,7 @@ impl Registry {
         if changed {
             inner.generation += 1;
             inner.unsaved.insert(uid);
+            self.saving.notify_one();
             if urgent {
                 self.signal.urgent();
             } else {
@@ -206,6 +211,7 @@ impl Registry {
             tracing::info!(workload = uid, why, "workload is gone");
             inner.generation += 1;
             inner.unsaved.insert(uid.to_owned());
+            self.saving.notify_one();
             self.signal.urgent();
         }
     }
