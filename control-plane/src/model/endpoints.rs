@@ -14,7 +14,11 @@ use outrigger_proto::mesh::{Endpoint, EndpointPort, Health, PeerKind, PeerMode};
 
 use super::{Findings, Inputs, PeerModes, RegisteredWorkload, Service, add_origin, selects, service_key};
 use crate::{
-    api::{Object, Spec, core::{EndpointSlice, TargetPort}, istio::WorkloadEntry},
+    api::{
+        Object, Spec,
+        core::{EndpointSlice, TargetPort},
+        istio::WorkloadEntry,
+    },
     validate::{Problem, codes},
 };
 
@@ -179,7 +183,14 @@ impl Context<'_> {
     }
 
     /// How a port is spoken to: where mutual TLS is disabled, there is none whatever the sidecar could.
-    fn peer(&self, service: &Service, namespace: &str, labels: &BTreeMap<String, String>, port: u16, peer: PeerKind) -> PeerKind {
+    fn peer(
+        &self,
+        service: &Service,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u16,
+        peer: PeerKind,
+    ) -> PeerKind {
         let disabled = self.peers.mode(namespace, labels, Some(port)) == PeerMode::Disable;
         match peer {
             PeerKind::Mesh | PeerKind::Outrigger if !disabled && !service.external => peer,
@@ -279,9 +290,12 @@ impl Context<'_> {
             findings.report(
                 object,
                 &slice.place,
-                Problem::new(&codes::SLICE_WITHOUT_SERVICE, format!("no port has a name of the Service's ports ({})", names.join(", ")))
-                    .effect("its endpoints get no traffic")
-                    .fix("give the ports the names that the Service's ports have"),
+                Problem::new(
+                    &codes::SLICE_WITHOUT_SERVICE,
+                    format!("no port has a name of the Service's ports ({})", names.join(", ")),
+                )
+                .effect("its endpoints get no traffic")
+                .fix("give the ports the names that the Service's ports have"),
             );
         }
         let (Some((_, first)), none) = (joined.first(), BTreeMap::new()) else { return };

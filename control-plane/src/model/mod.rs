@@ -18,8 +18,8 @@ use std::{
     sync::Arc,
 };
 
-pub use outrigger_proto::mesh::PeerKind;
 use outrigger_proto::mesh::Origin;
+pub use outrigger_proto::mesh::PeerKind;
 
 pub(crate) use endpoints::workload_name;
 pub(crate) use peers::PeerModes;
@@ -205,9 +205,8 @@ const SUGGESTION_LIMIT: usize = 50;
 
 impl Findings {
     fn new(objects: &[&Arc<Object>]) -> Self {
-        let outcome = |object: &&Arc<Object>| {
-            (object.key(), Outcome { generation: object.generation, ..Outcome::default() })
-        };
+        let outcome =
+            |object: &&Arc<Object>| (object.key(), Outcome { generation: object.generation, ..Outcome::default() });
         Self { outcomes: objects.iter().map(outcome).collect(), problems: Vec::new(), suggestions: 0 }
     }
 
@@ -247,7 +246,13 @@ impl Findings {
 
     fn finish(mut self) -> (BTreeMap<ObjectKey, Outcome>, Vec<Problem>) {
         let order = |problem: &Problem| {
-            (problem.object.clone(), problem.path.clone(), problem.code, problem.message.clone(), problem.effect.clone())
+            (
+                problem.object.clone(),
+                problem.path.clone(),
+                problem.code,
+                problem.message.clone(),
+                problem.effect.clone(),
+            )
         };
         self.problems.sort_by_cached_key(order);
         self.problems.dedup();

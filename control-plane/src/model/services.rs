@@ -71,7 +71,11 @@ impl Service {
 }
 
 /// All services by key. `objects` are in order of age.
-pub(super) fn collect(objects: &[&Arc<Object>], inputs: &Inputs<'_>, findings: &mut Findings) -> BTreeMap<String, Service> {
+pub(super) fn collect(
+    objects: &[&Arc<Object>],
+    inputs: &Inputs<'_>,
+    findings: &mut Findings,
+) -> BTreeMap<String, Service> {
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
     let mut claims: HashMap<String, String> = HashMap::new();
     for object in objects {
@@ -105,11 +109,17 @@ pub(super) fn collect(objects: &[&Arc<Object>], inputs: &Inputs<'_>, findings: &
             Entry::Vacant(entry) => {
                 service.owns_host = has_host;
                 if !has_host {
-                    findings.refuse(object, "Conflicted", format!("host {} already belongs to another service", service.host));
+                    findings.refuse(
+                        object,
+                        "Conflicted",
+                        format!("host {} already belongs to another service", service.host),
+                    );
                 }
                 entry.insert(service);
             }
-            Entry::Occupied(_) => findings.refuse(object, "Conflicted", format!("{} is already defined by an older object", service.key)),
+            Entry::Occupied(_) => {
+                findings.refuse(object, "Conflicted", format!("{} is already defined by an older object", service.key))
+            }
         }
     }
     services
