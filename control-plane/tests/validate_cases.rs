@@ -72,6 +72,9 @@ fn what_is_wrong_together_is_told() {
 #[test]
 fn every_code_is_shown_by_an_example_and_is_unique() {
     // A code that no example produces is either dead or untested.
+    if harness::rewrite() {
+        return;
+    }
     let mut texts = String::new();
     for name in ["written", "together"] {
         for path in folder(name) {

@@ -77,9 +77,11 @@ pub struct SliceEndpoint {
     pub target: Option<(String, String)>,
 }
 
-/// What kind of sidecar labels and annotations tell of.
-pub(crate) fn peer_of(labels: &BTreeMap<String, String>, header: Option<&Header<'_>>, field: &Field<'_>) -> PeerKind {
-    if let Some(word) = header.and_then(|header| header.annotations.get(PEER)) {
+/// What kind of sidecar labels and annotations tell of: the workload's labels first, then the object's annotations.
+///
+/// Endpoints inside a ServiceEntry have labels only, so [`PEER`] is read there too.
+pub(crate) fn peer_of(labels: &BTreeMap<String, String>, header: &Header<'_>, field: &Field<'_>) -> PeerKind {
+    if let Some(word) = labels.get(PEER).or_else(|| header.annotations.get(PEER)) {
         match word.as_str() {
             "outrigger" => return PeerKind::Outrigger,
             "istio" => return PeerKind::Mesh,
@@ -88,12 +90,16 @@ pub(crate) fn peer_of(labels: &BTreeMap<String, String>, header: Option<&Header<
                 field.node.line,
                 field.node.column,
                 Problem::new(&codes::UNKNOWN_WORD, format!("\"{word}\" is not known here"))
-                    .at(format!("metadata.annotations[{PEER}]"))
+                    .at(if labels.contains_key(PEER) {
+                        format!("labels[{PEER}]")
+                    } else {
+                        format!("metadata.annotations[{PEER}]")
+                    })
                     .fix("use one of outrigger, istio, plain"),
             ),
         }
     }
-    let mode = labels.get(TLS_MODE).or_else(|| header.and_then(|header| header.annotations.get(TLS_MODE)));
+    let mode = labels.get(TLS_MODE).or_else(|| header.annotations.get(TLS_MODE));
     if mode.is_some_and(|mode| mode == "istio") { PeerKind::Mesh } else { PeerKind::Plain }
 }
 
@@ -293,7 +299,7 @@ pub(super) fn endpoint_slice(root: &mut Fields<'_>, header: &Header<'_>) -> Opti
         );
     }
     let service_account = annotation.map(|(_, account)| account.clone());
-    let peer = peer_of(header.labels, Some(header), &root.field);
+    let peer = peer_of(header.labels, header, &root.field);
     if peer != PeerKind::Plain && service_account.is_none() {
         root.field.say(
             Problem::new(&codes::ANY_IDENTITY, format!("annotation {} is missing", SERVICE_ACCOUNTS[0]))

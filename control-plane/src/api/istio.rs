@@ -314,7 +314,8 @@ fn tls(mut fields: Fields<'_>) -> Option<TlsMode> {
     mode.flatten()
 }
 
-fn entry_fields(fields: &mut Fields<'_>, header: Option<&Header<'_>>) -> Option<WorkloadEntry> {
+/// `is_object`: whether the object is a WorkloadEntry itself, so that its labels are the workload's.
+fn entry_fields(fields: &mut Fields<'_>, header: &Header<'_>, is_object: bool) -> Option<WorkloadEntry> {
     let address = fields.require("address").and_then(|field| {
         let text = field.text()?;
         let address = text.parse().ok();
@@ -335,7 +336,7 @@ fn entry_fields(fields: &mut Fields<'_>, header: Option<&Header<'_>>) -> Option<
     }
     let own = fields.get("labels").map(|field| field.labels()).unwrap_or_default();
     // WorkloadEntry labels are those of the spec; those of the object are added, as Istio does.
-    let mut labels = header.map(|header| header.labels.clone()).unwrap_or_default();
+    let mut labels = if is_object { header.labels.clone() } else { BTreeMap::new() };
     labels.extend(own);
     let locality = fields.text("locality").unwrap_or_default();
     let weight = fields.count("weight");
@@ -370,12 +371,12 @@ fn entry_fields(fields: &mut Fields<'_>, header: Option<&Header<'_>>) -> Option<
 
 pub(super) fn workload_entry(root: &mut Fields<'_>, header: &Header<'_>) -> Option<Spec> {
     let mut spec = spec(root)?;
-    let entry = entry_fields(&mut spec, Some(header));
+    let entry = entry_fields(&mut spec, header, true);
     spec.finish();
     entry.map(Spec::WorkloadEntry)
 }
 
-pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spec> {
+pub(super) fn service_entry(root: &mut Fields<'_>, header: &Header<'_>) -> Option<Spec> {
     let mut spec = spec(root)?;
     let hosts_field = spec.require("hosts");
     let mut hosts = Vec::new();
@@ -444,7 +445,7 @@ pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spe
     for field in endpoints_field.as_ref().map(Field::items).unwrap_or_default() {
         let Some(fields) = field.object().filter(|_| resolution != Resolution::Dns) else { continue };
         let mut fields = fields.proto_json();
-        if let Some(entry) = entry_fields(&mut fields, None) {
+        if let Some(entry) = entry_fields(&mut fields, header, false) {
             for name in entry.ports.keys().filter(|name| !port_names.contains(name)) {
                 field.problem(
                     &codes::INCONSISTENT,
