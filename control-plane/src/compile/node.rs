@@ -10,7 +10,7 @@ use outrigger_proto::{
 use super::{Resource, resource::encode};
 use crate::{
     api::core::TargetPort,
-    model::{Mesh, RegisteredWorkload, WorkloadPort, protocol, workload_name},
+    model::{Mesh, RegisteredWorkload, WorkloadPort, protocol},
 };
 
 /// Most services of its own namespace that a proxy holds from the start.
@@ -37,7 +37,8 @@ pub fn node(mesh: &Mesh, workload: &RegisteredWorkload) -> Resource {
     let message = Node {
         origins: origins.clone(),
         namespace: workload.namespace.clone(),
-        workload: workload_name(&workload.labels, &workload.workload),
+        // The instance, as in the resource's name; telemetry makes the workload's name from the labels.
+        workload: workload.workload.clone(),
         service_account: workload.service_account.clone(),
         trust_domain: mesh.settings.trust_domain.clone(),
         labels: workload.labels.clone(),

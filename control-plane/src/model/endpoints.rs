@@ -326,7 +326,7 @@ impl Context<'_> {
 }
 
 /// Name of a workload in telemetry: label `app` (with `version`), else `app.kubernetes.io/name`, else its own name.
-pub(crate) fn workload_name(labels: &BTreeMap<String, String>, own: &str) -> String {
+pub fn workload_name(labels: &BTreeMap<String, String>, own: &str) -> String {
     match (labels.get("app"), labels.get("version")) {
         (Some(app), Some(version)) => format!("{app}-{version}"),
         (Some(app), None) => app.clone(),
