@@ -103,6 +103,8 @@ impl Moments {
 #[derive(Debug, Default)]
 pub struct Picture {
     pub revision: u64,
+    /// Objects of that revision, read.
+    pub objects: Vec<Arc<Object>>,
     pub compiled: Compiled,
     /// Conditions of every object.
     pub status: Vec<ObjectStatus>,
@@ -188,7 +190,8 @@ impl Pipeline {
         self.metrics.revision.set(newest);
         self.metrics.resources.set(next.len() as u64);
         self.metrics.workloads.set(workloads.len() as u64);
-        self.picture.store(Arc::new(Picture { revision: newest, status: compile::status(&mesh), compiled, problems }));
+        let status = compile::status(&mesh);
+        self.picture.store(Arc::new(Picture { revision: newest, objects, status, compiled, problems }));
         self.catalogue.send_replace(Arc::new(next));
         self.metrics.push_time.observe_time(started.elapsed());
         Ok(())
