@@ -112,7 +112,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let signal = Arc::new(Signal::default());
     let moments = Arc::new(Moments::default());
     let sessions = Arc::new(Sessions::default());
-    let registry = Registry::new(Arc::clone(&signal), health::tcp(), settings.limits.workloads);
+    let registry = Registry::new(Arc::clone(&signal), health::tcp(), settings.limits.workloads, stop.clone());
     registry.restore(store.workloads()?);
     let mesh = MeshSettings {
         trust_domain: settings.trust_domain.clone(),
@@ -136,6 +136,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     // Nobody is told that something does not exist before everything that is stored has been read.
     pipeline.step()?;
     tasks.spawn(pipeline.run(stop.clone()));
+    tasks.spawn(Arc::clone(&registry).save_until_stopped(Arc::clone(&store)));
 
     let hosts = host_names(&settings, &[discovery_address, admin_address]);
     let serving = ServingCertificate::issue(&authority, &hosts)?;

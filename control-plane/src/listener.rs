@@ -24,6 +24,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// `None` when the client sent no certificate.
     pub certificate: Option<Arc<PeerCertificate>>,
+    /// Cancelled when the connection is asked to go: long streams end then, so that the client comes back on a new one.
+    pub closing: CancellationToken,
 }
 
 /// What a verified client certificate says.
@@ -121,7 +123,8 @@ impl Connection {
             return tracing::debug!(%address, "client does not speak h2");
         }
         let certificate = session.peer_certificates().and_then(|chain| chain.first()).and_then(|leaf| read(leaf));
-        let peer = Peer { address, certificate: certificate.map(Arc::new) };
+        let closing = self.stop.child_token();
+        let peer = Peer { address, certificate: certificate.map(Arc::new), closing: closing.clone() };
         let (routes, gate) = (self.routes, self.gate);
         let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let (mut routes, gate, peer) = (routes.clone(), Arc::clone(&gate), peer.clone());
@@ -150,7 +153,9 @@ impl Connection {
                 tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
             }
             () = tokio::time::sleep(age) => {
+                // First no new streams, then the end of the long ones: the client's next stream is on a new connection.
                 connection.as_mut().graceful_shutdown();
+                closing.cancel();
                 tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
             }
         };

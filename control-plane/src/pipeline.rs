@@ -103,6 +103,8 @@ impl Moments {
 #[derive(Debug, Default)]
 pub struct Picture {
     pub revision: u64,
+    /// Objects of that revision, read.
+    pub objects: Vec<Arc<Object>>,
     pub compiled: Compiled,
     /// Conditions of every object.
     pub status: Vec<ObjectStatus>,
@@ -143,16 +145,22 @@ impl Pipeline {
                 urgent = self.signal.collected(self.limits.debounce_quiet, self.limits.debounce_max) => urgent,
             };
             if urgent { &self.metrics.triggers_endpoint } else { &self.metrics.triggers_config }.add(1);
-            if let Err(error) = self.step() {
+            if let Err(error) = self.step_aside() {
                 tracing::error!(%error, "cannot work out what proxies must know; they keep what they have");
                 let signal = Arc::clone(&self.signal);
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(Duration::from_secs(1)) => signal.soon(),
                 }
-                continue;
             }
-            self.save_workloads().await;
+        }
+    }
+
+    /// One run, with other tasks moved off this thread where the runtime has more than one.
+    fn step_aside(&mut self) -> Result<(), StoreError> {
+        match tokio::runtime::Handle::current().runtime_flavor() {
+            tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(|| self.step()),
+            _ => self.step(),
         }
     }
 
@@ -182,7 +190,8 @@ impl Pipeline {
         self.metrics.revision.set(newest);
         self.metrics.resources.set(next.len() as u64);
         self.metrics.workloads.set(workloads.len() as u64);
-        self.picture.store(Arc::new(Picture { revision: newest, status: compile::status(&mesh), compiled, problems }));
+        let status = compile::status(&mesh);
+        self.picture.store(Arc::new(Picture { revision: newest, objects, status, compiled, problems }));
         self.catalogue.send_replace(Arc::new(next));
         self.metrics.push_time.observe_time(started.elapsed());
         Ok(())
@@ -214,21 +223,6 @@ impl Pipeline {
             given.into_iter().map(|(service, address)| (service, vec![IpAddr::V4(address)])).collect();
         self.parsed.revision = Some(newest);
         Ok(())
-    }
-
-    async fn save_workloads(&self) {
-        let unsaved = self.registry.take_unsaved();
-        if unsaved.is_empty() {
-            return;
-        }
-        let store = Arc::clone(&self.store);
-        let saved = tokio::task::spawn_blocking(move || store.save_workloads(&unsaved)).await;
-        if !matches!(saved, Ok(Ok(()))) {
-            tracing::error!(
-                ?saved,
-                "cannot store registrations; a restart would not know them until their sidecars are back"
-            );
-        }
     }
 }
 

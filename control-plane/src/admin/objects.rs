@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use crate::{
     api::{self, Object, ObjectKey},
     model::{Inputs, Mesh, MeshSettings, needs_virtual_address},
-    pipeline,
+    pipeline::{self, Picture},
     registry::Registry,
     store::{Action, Change, Edit, Store, StoreError, StoredObject, without_server_fields},
     validate::{Problem, codes},
@@ -43,6 +43,7 @@ pub fn check(
     documents: &[Document],
     namespace: &str,
     store: &Store,
+    picture: &Picture,
     registry: &Registry,
     settings: &MeshSettings,
 ) -> Result<Checked, StoreError> {
@@ -68,7 +69,7 @@ pub fn check(
     if checked.is_refused() {
         return Ok(checked);
     }
-    let together = together(&checked.objects, store, registry, settings)?;
+    let together = together(&checked.objects, store, picture, registry, settings)?;
     let Checked { objects, mut problems } = checked;
     problems.extend(together.into_iter().filter(|p| p.object.as_ref().is_some_and(|key| seen.contains(key))));
     Ok(Checked { objects, problems })
@@ -78,13 +79,18 @@ pub fn check(
 fn together(
     new: &[Object],
     store: &Store,
+    picture: &Picture,
     registry: &Registry,
     settings: &MeshSettings,
 ) -> Result<Vec<Problem>, StoreError> {
     let mut all: BTreeMap<ObjectKey, Arc<Object>> = BTreeMap::new();
-    for stored in store.objects(None)? {
-        if let Ok(object) = pipeline::parse(&stored) {
-            all.insert(stored.key, Arc::new(object));
+    if picture.revision == store.newest()? {
+        all.extend(picture.objects.iter().map(|object| (object.key(), Arc::clone(object))));
+    } else {
+        for stored in store.objects(None)? {
+            if let Ok(object) = pipeline::parse(&stored) {
+                all.insert(stored.key, Arc::new(object));
+            }
         }
     }
     for object in new {

@@ -147,6 +147,7 @@ impl Admin for AdminService {
                     &request.documents,
                     &request.namespace,
                     &service.store,
+                    &service.picture.load(),
                     &service.registry,
                     &service.mesh,
                 )?;
@@ -266,6 +267,7 @@ impl Admin for AdminService {
                     &request.documents,
                     &request.namespace,
                     &service.store,
+                    &service.picture.load(),
                     &service.registry,
                     &service.mesh,
                 )?;

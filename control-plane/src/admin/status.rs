@@ -70,5 +70,5 @@ pub fn conditions(
             "observedGeneration": generation,
         }));
     }
-    (!conditions.is_empty()).then(|| Json::Array(conditions))
+    (!conditions.is_empty()).then_some(Json::Array(conditions))
 }

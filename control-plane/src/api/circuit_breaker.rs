@@ -13,6 +13,7 @@ use crate::validate::codes;
 /// Largest body of a static reply, in bytes.
 const BODY_LIMIT_BYTES: usize = 64 * 1024;
 const TARGET_LIMIT: usize = 16;
+const DEFAULT_OPEN_MS: i64 = 5000;
 
 /// Outrigger's CircuitBreaker.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,10 +90,15 @@ pub(super) fn circuit_breaker(root: &mut Fields<'_>, header: &Header<'_>) -> Opt
         max_open: positive(&mut spec, "maxOpenFor"),
         ..Breaker::default()
     };
-    if let (Some(open), Some(most)) = (&breaker.open, &breaker.max_open)
-        && values::millis(open) > values::millis(most)
-    {
-        spec.field.problem_with_fix(&codes::INCONSISTENT, "openFor is longer than maxOpenFor", "make maxOpenFor at least as long as openFor");
+    // The sidecar's default: 5 s.
+    let open_ms = breaker.open.as_ref().map_or(DEFAULT_OPEN_MS, values::millis);
+    if breaker.max_open.as_ref().is_some_and(|most| values::millis(most) < open_ms) {
+        let open = if breaker.open.is_some() { "openFor" } else { "openFor (5s unless given)" };
+        spec.field.problem_with_fix(
+            &codes::INCONSISTENT,
+            format!("{open} is longer than maxOpenFor"),
+            "make maxOpenFor at least as long as openFor",
+        );
     }
     if let Some(mut half_open) = spec.object("halfOpen") {
         breaker.half_open_requests = count(&mut half_open, "requests", 1000);
@@ -126,7 +132,9 @@ fn target(field: &Field<'_>) -> Option<TargetRef> {
     }
     fields.finish();
     let kind_field = kind_field?;
-    let kind = kind_field.word(&[("Service", ""), ("HTTPRoute", "gateway.networking.k8s.io")].map(|(kind, group)| (kind, (kind, group))))?;
+    let kind = kind_field.word(
+        &[("Service", ""), ("HTTPRoute", "gateway.networking.k8s.io")].map(|(kind, group)| (kind, (kind, group))),
+    )?;
     if let Some(group) = &group
         && group != kind.1
         && !(kind.0 == "Service" && group == "core")
@@ -148,11 +156,19 @@ fn fallback(field: &Field<'_>, header: &Header<'_>) -> Option<Fallback> {
     fields.finish();
     let to = match (reply_field, backend_field) {
         (Some(_), Some(_)) => {
-            field.problem_with_fix(&codes::EXCLUSIVE, "reply and backendRef exclude each other", "remove one of the two");
+            field.problem_with_fix(
+                &codes::EXCLUSIVE,
+                "reply and backendRef exclude each other",
+                "remove one of the two",
+            );
             return None;
         }
         (None, None) => {
-            field.problem_with_fix(&codes::MISSING, "fallback needs reply or backendRef", "add for example \"reply: {status: 200}\"");
+            field.problem_with_fix(
+                &codes::MISSING,
+                "fallback needs reply or backendRef",
+                "add for example \"reply: {status: 200}\"",
+            );
             return None;
         }
         (Some(reply), None) => FallbackTo::Reply(static_reply(&reply)?),
@@ -183,7 +199,10 @@ fn static_reply(field: &Field<'_>) -> Option<StaticReply> {
     let body = fields.get("body").and_then(|field| {
         let body = field.text()?;
         if body.len() > BODY_LIMIT_BYTES {
-            field.problem(&codes::OUT_OF_RANGE, format!("{} bytes of body; at most {BODY_LIMIT_BYTES} are allowed", body.len()));
+            field.problem(
+                &codes::OUT_OF_RANGE,
+                format!("{} bytes of body; at most {BODY_LIMIT_BYTES} are allowed", body.len()),
+            );
         }
         Some(body)
     });

@@ -77,9 +77,11 @@ pub struct SliceEndpoint {
     pub target: Option<(String, String)>,
 }
 
-/// What kind of sidecar labels and annotations tell of.
-pub(crate) fn peer_of(labels: &BTreeMap<String, String>, header: Option<&Header<'_>>, field: &Field<'_>) -> PeerKind {
-    if let Some(word) = header.and_then(|header| header.annotations.get(PEER)) {
+/// What kind of sidecar labels and annotations tell of: the workload's labels first, then the object's annotations.
+///
+/// Endpoints inside a ServiceEntry have labels only, so [`PEER`] is read there too.
+pub(crate) fn peer_of(labels: &BTreeMap<String, String>, header: &Header<'_>, field: &Field<'_>) -> PeerKind {
+    if let Some(word) = labels.get(PEER).or_else(|| header.annotations.get(PEER)) {
         match word.as_str() {
             "outrigger" => return PeerKind::Outrigger,
             "istio" => return PeerKind::Mesh,
@@ -88,12 +90,16 @@ pub(crate) fn peer_of(labels: &BTreeMap<String, String>, header: Option<&Header<
                 field.node.line,
                 field.node.column,
                 Problem::new(&codes::UNKNOWN_WORD, format!("\"{word}\" is not known here"))
-                    .at(format!("metadata.annotations[{PEER}]"))
+                    .at(if labels.contains_key(PEER) {
+                        format!("labels[{PEER}]")
+                    } else {
+                        format!("metadata.annotations[{PEER}]")
+                    })
                     .fix("use one of outrigger, istio, plain"),
             ),
         }
     }
-    let mode = labels.get(TLS_MODE).or_else(|| header.and_then(|header| header.annotations.get(TLS_MODE)));
+    let mode = labels.get(TLS_MODE).or_else(|| header.annotations.get(TLS_MODE));
     if mode.is_some_and(|mode| mode == "istio") { PeerKind::Mesh } else { PeerKind::Plain }
 }
 
@@ -101,7 +107,12 @@ pub(super) fn service(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spec> {
     let spec_field = root.require("spec")?;
     let mut spec = spec_field.object()?;
     let kind = spec.get("type").and_then(|field| {
-        field.word(&[("ClusterIP", "ClusterIP"), ("NodePort", "NodePort"), ("LoadBalancer", "LoadBalancer"), ("ExternalName", "ExternalName")])
+        field.word(&[
+            ("ClusterIP", "ClusterIP"),
+            ("NodePort", "NodePort"),
+            ("LoadBalancer", "LoadBalancer"),
+            ("ExternalName", "ExternalName"),
+        ])
     });
     let external_name = kind == Some("ExternalName");
     if external_name && let Some(field) = spec.get("type") {
@@ -160,7 +171,9 @@ pub(super) fn service(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spec> {
     let port_fields = ports_field.as_ref().map(Field::items).unwrap_or_default();
     if port_fields.is_empty() && !headless && !external_name {
         spec_field.say(
-            Problem::new(&codes::MISSING, "ports is missing").at("spec.ports").fix("list at least one port, for example \"- port: 80\""),
+            Problem::new(&codes::MISSING, "ports is missing")
+                .at("spec.ports")
+                .fix("list at least one port, for example \"- port: 80\""),
         );
     }
     let several = port_fields.len() > 1;
@@ -199,7 +212,8 @@ fn service_port(field: &Field<'_>, name_needed: bool) -> Option<(ServicePort, bo
     }
     let name = name.unwrap_or_default();
     let target = fields.get("targetPort").and_then(|field| target_port(&field));
-    let transport = fields.get("protocol").and_then(|field| field.word(&[("TCP", true), ("UDP", false), ("SCTP", false)]));
+    let transport =
+        fields.get("protocol").and_then(|field| field.word(&[("TCP", true), ("UDP", false), ("SCTP", false)]));
     let carried = transport.unwrap_or(true);
     if !carried {
         field.problem(&codes::UDP_IGNORED, "this port is not TCP; the mesh leaves it alone");
@@ -218,7 +232,11 @@ fn target_port(field: &Field<'_>) -> Option<TargetPort> {
     }
     let text = field.text()?;
     if let Ok(number) = text.parse::<u16>() {
-        field.problem_with_fix(&codes::WRONG_TYPE, "a number in quotes names a port", format!("write {number} without quotes"));
+        field.problem_with_fix(
+            &codes::WRONG_TYPE,
+            "a number in quotes names a port",
+            format!("write {number} without quotes"),
+        );
         return None;
     }
     if !values::is_dns_label(&text) {
@@ -234,7 +252,8 @@ pub(super) fn endpoint_slice(root: &mut Fields<'_>, header: &Header<'_>) -> Opti
         .and_then(|field| field.word(&[("IPv4", true), ("IPv6", true), ("FQDN", false)]).map(|known| (field, known)));
     if let Some((field, false)) = &address_type {
         field.say(
-            Problem::new(&codes::FIELD_NOT_SUPPORTED, "addressType FQDN is not supported yet").effect("its endpoints are left out"),
+            Problem::new(&codes::FIELD_NOT_SUPPORTED, "addressType FQDN is not supported yet")
+                .effect("its endpoints are left out"),
         );
     }
     let is_ip = address_type.is_none_or(|(_, is_ip)| is_ip);
@@ -248,7 +267,8 @@ pub(super) fn endpoint_slice(root: &mut Fields<'_>, header: &Header<'_>) -> Opti
         let Some(mut fields) = field.object() else { continue };
         let name = fields.text("name").unwrap_or_default();
         let number = fields.require("port").and_then(|field| field.port());
-        let tcp = fields.get("protocol").and_then(|field| field.word(&[("TCP", true), ("UDP", false), ("SCTP", false)]));
+        let tcp =
+            fields.get("protocol").and_then(|field| field.word(&[("TCP", true), ("UDP", false), ("SCTP", false)]));
         fields.without_effect(&["appProtocol"]);
         fields.finish();
         if let Some(number) = number.filter(|_| tcp.unwrap_or(true)) {
@@ -268,12 +288,30 @@ pub(super) fn endpoint_slice(root: &mut Fields<'_>, header: &Header<'_>) -> Opti
                 .fix(format!("add the label {SERVICE_NAME} with the Service's name")),
         );
     }
-    let service_account = SERVICE_ACCOUNTS.iter().find_map(|name| header.annotations.get(*name)).cloned();
+    let annotation = SERVICE_ACCOUNTS.iter().find_map(|name| Some((*name, header.annotations.get(*name)?)));
+    if let Some((name, account)) = annotation.filter(|(_, account)| !values::is_account(account)) {
+        root.field.report.add(
+            root.field.node.line,
+            root.field.node.column,
+            Problem::new(&codes::BAD_NAME, format!("\"{account}\" is not a service account"))
+                .at(format!("metadata.annotations[{name}]"))
+                .fix("write the account's name, namespace/name, or a SPIFFE id"),
+        );
+    }
+    let service_account = annotation.map(|(_, account)| account.clone());
+    let peer = peer_of(header.labels, header, &root.field);
+    if peer != PeerKind::Plain && service_account.is_none() {
+        root.field.say(
+            Problem::new(&codes::ANY_IDENTITY, format!("annotation {} is missing", SERVICE_ACCOUNTS[0]))
+                .effect("any identity of the trust domain is accepted from these endpoints")
+                .fix(format!("name the workloads' service account in the annotation {}", SERVICE_ACCOUNTS[0])),
+        );
+    }
     Some(Spec::EndpointSlice(EndpointSlice {
         service,
         endpoints,
         ports,
-        peer: peer_of(header.labels, Some(header), &root.field),
+        peer,
         service_account,
         place: ports_field.as_ref().unwrap_or(&root.field).place(),
     }))

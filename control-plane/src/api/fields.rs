@@ -34,11 +34,8 @@ impl<'a> Report<'a> {
     pub(crate) fn add(&self, line: u32, column: u32, mut problem: Problem) {
         problem.object.clone_from(&self.object);
         let known = line != 0;
-        problem.location = Some(if known {
-            Location { file: self.file.clone(), line, column }
-        } else {
-            self.fallback.clone()
-        });
+        problem.location =
+            Some(if known { Location { file: self.file.clone(), line, column } } else { self.fallback.clone() });
         if known && let Some(text) = self.lines.and_then(|lines| lines.get(line as usize - 1)) {
             problem.snippet = text.trim().chars().take(SNIPPET_LIMIT).collect();
         }
@@ -93,7 +90,8 @@ impl<'a> Field<'a> {
     }
 
     fn wrong_type(&self, wanted: &str) {
-        let mut problem = Problem::new(&codes::WRONG_TYPE, format!("{} where {wanted} is needed", self.node.value.noun()));
+        let mut problem =
+            Problem::new(&codes::WRONG_TYPE, format!("{} where {wanted} is needed", self.node.value.noun()));
         if wanted == "text" {
             match &self.node.value {
                 Value::Number(number) => problem = problem.fix(format!("write \"{number}\" with quotes")),
@@ -328,7 +326,11 @@ impl<'a> Fields<'a> {
         Some(object)
     }
 
-    pub(crate) fn duration(&mut self, name: &'static str, style: values::DurationStyle) -> Option<prost_types::Duration> {
+    pub(crate) fn duration(
+        &mut self,
+        name: &'static str,
+        style: values::DurationStyle,
+    ) -> Option<prost_types::Duration> {
         self.get(name).and_then(|field| field.duration(style))
     }
 
@@ -370,7 +372,8 @@ impl<'a> Fields<'a> {
     pub(crate) fn finish(self) {
         let Value::Map(fields) = &self.field.node.value else { return };
         for (key, _) in fields {
-            let name = if self.proto_json && key.text.contains('_') { values::camel(&key.text) } else { key.text.clone() };
+            let name =
+                if self.proto_json && key.text.contains('_') { values::camel(&key.text) } else { key.text.clone() };
             if self.known.contains(&name.as_str()) {
                 continue;
             }

@@ -3,8 +3,8 @@
 //! Also judges what the published schema's rules judge, because standalone no API server does.
 
 use outrigger_proto::mesh::{
-    HeaderEdit, HeaderValue, NamedMatch, PathMatch, PathRewrite, Redirect, RequestMatch, Retry, StringMatch, UrlRewrite,
-    path_match, path_rewrite, string_match,
+    HeaderEdit, HeaderValue, NamedMatch, PathMatch, PathRewrite, Redirect, RequestMatch, Retry, StringMatch,
+    UrlRewrite, path_match, path_rewrite, string_match,
 };
 use prost_types::Duration;
 
@@ -98,7 +98,11 @@ fn limited<'a>(fields: &mut Fields<'a>, name: &'static str, limit: usize) -> Vec
     let Some(field) = fields.get(name) else { return Vec::new() };
     let items = field.items();
     if items.len() > limit {
-        field.problem_with_fix(&codes::TOO_MANY, format!("{} entries; at most {limit} are allowed", items.len()), "split it into several objects");
+        field.problem_with_fix(
+            &codes::TOO_MANY,
+            format!("{} entries; at most {limit} are allowed", items.len()),
+            "split it into several objects",
+        );
     }
     items
 }
@@ -106,11 +110,9 @@ fn limited<'a>(fields: &mut Fields<'a>, name: &'static str, limit: usize) -> Vec
 fn parents(spec: &mut Fields<'_>, header: &Header<'_>) -> Vec<ParentRef> {
     let fields = limited(spec, "parentRefs", PARENT_LIMIT);
     if fields.is_empty() {
-        spec.field.say(
-            Problem::new(&codes::MISSING, "parentRefs is missing")
-                .at("spec.parentRefs")
-                .fix(r#"attach the route, for example parentRefs: [{group: "", kind: Service, name: reviews, port: 9080}]"#),
-        );
+        spec.field.say(Problem::new(&codes::MISSING, "parentRefs is missing").at("spec.parentRefs").fix(
+            r#"attach the route, for example parentRefs: [{group: "", kind: Service, name: reviews, port: 9080}]"#,
+        ));
     }
     fields.iter().filter_map(|field| parent(field, header)).collect()
 }
@@ -163,7 +165,8 @@ pub(super) fn http_route(root: &mut Fields<'_>, header: &Header<'_>) -> Option<S
     let rule_fields = limited(&mut spec, "rules", RULE_LIMIT);
     if rule_fields.is_empty() {
         // The schema's default: one rule that matches everything and has no backend.
-        spec.field.say(Problem::new(&codes::MISSING, "rules is missing").at("spec.rules").fix("add a rule with backendRefs"));
+        spec.field
+            .say(Problem::new(&codes::MISSING, "rules is missing").at("spec.rules").fix("add a rule with backendRefs"));
     }
     let mut total = 0;
     for field in &rule_fields {
@@ -173,7 +176,10 @@ pub(super) fn http_route(root: &mut Fields<'_>, header: &Header<'_>) -> Option<S
         }
     }
     if total > MATCH_LIMIT_TOTAL {
-        spec.field.problem(&codes::TOO_MANY, format!("{total} matches in all rules; at most {MATCH_LIMIT_TOTAL} are allowed"));
+        spec.field.problem(
+            &codes::TOO_MANY,
+            format!("{total} matches in all rules; at most {MATCH_LIMIT_TOTAL} are allowed"),
+        );
     }
     spec.finish();
     Some(Spec::HttpRoute(HttpRoute { parents, hostnames, rules }))
@@ -191,10 +197,18 @@ fn http_rule(field: &Field<'_>, header: &Header<'_>, names: &mut Vec<String>) ->
     let backend_fields = limited(&mut fields, "backendRefs", BACKEND_LIMIT);
     let backends = backend_fields.iter().filter_map(|field| backend(field, header, true)).collect();
     if filters.redirect.is_some() && !backend_fields.is_empty() {
-        field.problem_with_fix(&codes::EXCLUSIVE, "a rule that redirects has no use for backendRefs", "remove backendRefs or the RequestRedirect filter");
+        field.problem_with_fix(
+            &codes::EXCLUSIVE,
+            "a rule that redirects has no use for backendRefs",
+            "remove backendRefs or the RequestRedirect filter",
+        );
     }
     if filters.redirect.is_some() && filters.rewrite.is_some() {
-        field.problem_with_fix(&codes::EXCLUSIVE, "RequestRedirect and URLRewrite exclude each other", "remove one of the two filters");
+        field.problem_with_fix(
+            &codes::EXCLUSIVE,
+            "RequestRedirect and URLRewrite exclude each other",
+            "remove one of the two filters",
+        );
     }
     let replaces_prefix = [
         filters.redirect.as_ref().and_then(|redirect| redirect.path.as_ref()),
@@ -235,9 +249,15 @@ fn http_rule(field: &Field<'_>, header: &Header<'_>, names: &mut Vec<String>) ->
         let all = one.saturating_mul(i64::from(retry.attempts) + 1);
         if request > 0 && one > 0 && all > request {
             field.say(
-                Problem::new(&codes::RETRIES_CUT, format!("{} tries of {one} ms take longer than the request timeout of {request} ms", retry.attempts + 1))
-                    .effect(format!("only {} of {} tries can run to their end", request / one, retry.attempts + 1))
-                    .fix("lengthen timeouts.request or shorten timeouts.backendRequest"),
+                Problem::new(
+                    &codes::RETRIES_CUT,
+                    format!(
+                        "{} tries of {one} ms take longer than the request timeout of {request} ms",
+                        retry.attempts + 1
+                    ),
+                )
+                .effect(format!("only {} of {} tries can run to their end", request / one, retry.attempts + 1))
+                .fix("lengthen timeouts.request or shorten timeouts.backendRequest"),
             );
         }
     }
@@ -269,7 +289,8 @@ fn request_match(field: &Field<'_>) -> Option<RequestMatch> {
         Some(path) => path_match(path).unwrap_or_else(everything),
     };
     let method = fields.get("method").and_then(|field| {
-        let words = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"].map(|word| (word, word));
+        let words =
+            ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"].map(|word| (word, word));
         field.word(&words)
     });
     let mut headers: Vec<NamedMatch> = Vec::new();
@@ -289,6 +310,9 @@ fn request_match(field: &Field<'_>) -> Option<RequestMatch> {
     let mut query: Vec<NamedMatch> = Vec::new();
     for field in limited(&mut fields, "queryParams", FILTER_LIMIT) {
         let Some(named) = named_match(&field) else { continue };
+        if named.name.is_empty() || named.name.len() > 256 || named.name.chars().any(char::is_control) {
+            field.problem(&codes::BAD_NAME, "the name of a query parameter has 1 to 256 printable characters");
+        }
         if query.iter().any(|other| other.name == named.name) {
             field.problem(&codes::DUPLICATE, format!("query parameter \"{}\" is matched twice", named.name));
         } else {
@@ -414,9 +438,12 @@ fn filters(owner: &mut Fields<'_>, of_rule: bool) -> Filters {
             _ => {
                 let place = if of_rule { "" } else { " of a backendRef" };
                 field.say(
-                    Problem::new(&codes::SECURITY_FIELD_NOT_SUPPORTED, format!("filter {kind}{place} is not supported yet"))
-                        .effect(FILTER_EFFECT)
-                        .fix("remove the filter"),
+                    Problem::new(
+                        &codes::SECURITY_FIELD_NOT_SUPPORTED,
+                        format!("filter {kind}{place} is not supported yet"),
+                    )
+                    .effect(FILTER_EFFECT)
+                    .fix("remove the filter"),
                 );
                 continue;
             }
@@ -437,7 +464,7 @@ fn header_edit(field: &Field<'_>) -> Option<HeaderEdit> {
             field.problem(&codes::BAD_HEADER, format!("\"{name}\" is not a valid header name"));
         }
         let name = name.to_ascii_lowercase();
-        if matches!(name.as_str(), "connection" | "transfer-encoding" | "content-length" | "upgrade" | "te" | "keep-alive") {
+        if values::is_framing(&name) {
             field.say(
                 Problem::new(&codes::BAD_HEADER, format!("\"{name}\" frames the message and belongs to the proxy"))
                     .fix("remove this entry"),
@@ -489,13 +516,16 @@ fn path_rewrite(owner: &mut Fields<'_>) -> Option<PathRewrite> {
             if let Some(prefix) = prefix {
                 prefix.problem(&codes::EXCLUSIVE, "replacePrefixMatch has no use with type ReplaceFullPath");
             }
-            fields.require("replaceFullPath").and_then(|field| replacement(&field)).map(path_rewrite::Kind::Full)
+            fields.require("replaceFullPath").and_then(|field| replacement(&field, false)).map(path_rewrite::Kind::Full)
         }
         Some(false) => {
             if let Some(full) = full {
                 full.problem(&codes::EXCLUSIVE, "replaceFullPath has no use with type ReplacePrefixMatch");
             }
-            fields.require("replacePrefixMatch").and_then(|field| replacement(&field)).map(path_rewrite::Kind::Prefix)
+            fields
+                .require("replacePrefixMatch")
+                .and_then(|field| replacement(&field, true))
+                .map(path_rewrite::Kind::Prefix)
         }
         None => None,
     };
@@ -503,10 +533,14 @@ fn path_rewrite(owner: &mut Fields<'_>) -> Option<PathRewrite> {
     kind_of_rewrite.map(|kind| PathRewrite { kind: Some(kind) })
 }
 
-fn replacement(field: &Field<'_>) -> Option<String> {
+fn replacement(field: &Field<'_>, may_be_empty: bool) -> Option<String> {
     let text = field.text()?;
-    if text.len() > 1024 || text.bytes().any(|byte| byte <= b' ' || byte >= 0x7f) || text.contains(['#', '?']) {
-        field.problem(&codes::BAD_PATH, format!("\"{text}\" cannot be put into a path"));
+    if !(values::is_plain_path(&text) || (may_be_empty && text.is_empty())) {
+        field.problem_with_fix(
+            &codes::BAD_PATH,
+            format!("\"{text}\" is not an absolute path without query"),
+            "write a path that starts with \"/\"",
+        );
     }
     Some(text)
 }
@@ -529,7 +563,11 @@ fn redirect(field: &Field<'_>) -> Option<Redirect> {
     let status = fields.get("statusCode").map_or(Some(302), |field| {
         let status = field.number(300, 399)?;
         if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-            field.problem_with_fix(&codes::OUT_OF_RANGE, format!("{status} is not a redirect that is allowed here"), "use 301, 302, 303, 307 or 308");
+            field.problem_with_fix(
+                &codes::OUT_OF_RANGE,
+                format!("{status} is not a redirect that is allowed here"),
+                "use 301, 302, 303, 307 or 308",
+            );
         }
         u32::try_from(status).ok()
     });
@@ -579,7 +617,8 @@ pub(super) fn tcp_route(root: &mut Fields<'_>, header: &Header<'_>) -> Option<Sp
     let mut rules = Vec::new();
     let rule_fields = limited(&mut spec, "rules", RULE_LIMIT);
     if rule_fields.is_empty() {
-        spec.field.say(Problem::new(&codes::MISSING, "rules is missing").at("spec.rules").fix("add a rule with backendRefs"));
+        spec.field
+            .say(Problem::new(&codes::MISSING, "rules is missing").at("spec.rules").fix("add a rule with backendRefs"));
     }
     for field in &rule_fields {
         let Some(mut fields) = field.object() else { continue };

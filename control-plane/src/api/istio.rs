@@ -24,7 +24,7 @@ pub struct TrafficPolicy {
     pub outlier_detection: Option<OutlierDetection>,
     pub tls: Option<TlsMode>,
     /// Whole policies for single ports; they replace the blocks above.
-    pub ports: BTreeMap<u16, TrafficPolicy>,
+    pub ports: BTreeMap<u16, Self>,
 }
 
 impl TrafficPolicy {
@@ -123,7 +123,8 @@ fn spec<'a>(root: &mut Fields<'a>) -> Option<Fields<'a>> {
 
 fn everyone(fields: &mut Fields<'_>) {
     if let Some(field) = fields.get("exportTo") {
-        let all = field.items().iter().all(|item| matches!(&item.node.value, super::node::Value::Text(text) if text == "*"));
+        let all =
+            field.items().iter().all(|item| matches!(&item.node.value, super::node::Value::Text(text) if text == "*"));
         if !all {
             field.say(
                 Problem::new(&codes::FIELD_NOT_SUPPORTED, "exportTo other than \"*\" is not supported yet")
@@ -162,7 +163,10 @@ pub(super) fn destination_rule(root: &mut Fields<'_>, _: &Header<'_>) -> Option<
         subsets.push(Subset { name, labels, policy });
     }
     everyone(&mut spec);
-    spec.not_supported_security(&["workloadSelector"], "the rule would apply to every client instead of the selected ones");
+    spec.not_supported_security(
+        &["workloadSelector"],
+        "the rule would apply to every client instead of the selected ones",
+    );
     spec.finish();
     let place = host_field.map_or_else(Place::default, |field| field.place());
     Some(Spec::DestinationRule(DestinationRule { host: host?, policy, subsets, place }))
@@ -294,14 +298,24 @@ fn tls(mut fields: Fields<'_>) -> Option<TlsMode> {
         );
     }
     fields.not_supported_security(
-        &["sni", "subjectAltNames", "caCertificates", "clientCertificate", "privateKey", "credentialName", "insecureSkipVerify", "caCrl"],
+        &[
+            "sni",
+            "subjectAltNames",
+            "caCertificates",
+            "clientCertificate",
+            "privateKey",
+            "credentialName",
+            "insecureSkipVerify",
+            "caCrl",
+        ],
         "connections would not be checked as written, so the rule is refused",
     );
     fields.finish();
     mode.flatten()
 }
 
-fn entry_fields(fields: &mut Fields<'_>, header: Option<&Header<'_>>) -> Option<WorkloadEntry> {
+/// `is_object`: whether the object is a WorkloadEntry itself, so that its labels are the workload's.
+fn entry_fields(fields: &mut Fields<'_>, header: &Header<'_>, is_object: bool) -> Option<WorkloadEntry> {
     let address = fields.require("address").and_then(|field| {
         let text = field.text()?;
         let address = text.parse().ok();
@@ -322,11 +336,18 @@ fn entry_fields(fields: &mut Fields<'_>, header: Option<&Header<'_>>) -> Option<
     }
     let own = fields.get("labels").map(|field| field.labels()).unwrap_or_default();
     // WorkloadEntry labels are those of the spec; those of the object are added, as Istio does.
-    let mut labels = header.map(|header| header.labels.clone()).unwrap_or_default();
+    let mut labels = if is_object { header.labels.clone() } else { BTreeMap::new() };
     labels.extend(own);
     let locality = fields.text("locality").unwrap_or_default();
     let weight = fields.count("weight");
-    let service_account = fields.text("serviceAccount").unwrap_or_default();
+    let service_account = fields.get("serviceAccount").and_then(|field| {
+        let account = field.text()?;
+        if !account.is_empty() && !values::is_account(&account) {
+            field.problem(&codes::BAD_NAME, format!("\"{account}\" is not a service account"));
+        }
+        Some(account)
+    });
+    let service_account = service_account.unwrap_or_default();
     fields.not_supported(&["network"], "the address is dialled directly");
     let peer = peer_of(&labels, header, &fields.field);
     if peer != PeerKind::Plain && service_account.is_empty() {
@@ -350,12 +371,12 @@ fn entry_fields(fields: &mut Fields<'_>, header: Option<&Header<'_>>) -> Option<
 
 pub(super) fn workload_entry(root: &mut Fields<'_>, header: &Header<'_>) -> Option<Spec> {
     let mut spec = spec(root)?;
-    let entry = entry_fields(&mut spec, Some(header));
+    let entry = entry_fields(&mut spec, header, true);
     spec.finish();
     entry.map(Spec::WorkloadEntry)
 }
 
-pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spec> {
+pub(super) fn service_entry(root: &mut Fields<'_>, header: &Header<'_>) -> Option<Spec> {
     let mut spec = spec(root)?;
     let hosts_field = spec.require("hosts");
     let mut hosts = Vec::new();
@@ -396,7 +417,10 @@ pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spe
         }
     }
     let ports = entry_ports(&mut spec);
-    let external = spec.get("location").and_then(|field| field.word(&[("MESH_EXTERNAL", true), ("MESH_INTERNAL", false)])).unwrap_or(true);
+    let external = spec
+        .get("location")
+        .and_then(|field| field.word(&[("MESH_EXTERNAL", true), ("MESH_INTERNAL", false)]))
+        .unwrap_or(true);
     let resolution_field = spec.get("resolution");
     let resolution = resolution_field.as_ref().and_then(|field| {
         field.word(&[
@@ -421,9 +445,12 @@ pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spe
     for field in endpoints_field.as_ref().map(Field::items).unwrap_or_default() {
         let Some(fields) = field.object().filter(|_| resolution != Resolution::Dns) else { continue };
         let mut fields = fields.proto_json();
-        if let Some(entry) = entry_fields(&mut fields, None) {
+        if let Some(entry) = entry_fields(&mut fields, header, false) {
             for name in entry.ports.keys().filter(|name| !port_names.contains(name)) {
-                field.problem(&codes::INCONSISTENT, format!("ports names \"{name}\", which is no port of this ServiceEntry"));
+                field.problem(
+                    &codes::INCONSISTENT,
+                    format!("ports names \"{name}\", which is no port of this ServiceEntry"),
+                );
             }
             endpoints.push(entry);
         }
@@ -432,10 +459,18 @@ pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spe
     let selector = spec.get("workloadSelector").map(|field| selector(&field, "labels")).unwrap_or_default();
     if let Some(field) = &endpoints_field {
         if !selector.is_empty() {
-            field.problem_with_fix(&codes::EXCLUSIVE, "endpoints and workloadSelector exclude each other", "remove one of the two");
+            field.problem_with_fix(
+                &codes::EXCLUSIVE,
+                "endpoints and workloadSelector exclude each other",
+                "remove one of the two",
+            );
         }
         if resolution == Resolution::None {
-            field.problem_with_fix(&codes::EXCLUSIVE, "endpoints have no use with resolution NONE", "write resolution: STATIC");
+            field.problem_with_fix(
+                &codes::EXCLUSIVE,
+                "endpoints have no use with resolution NONE",
+                "write resolution: STATIC",
+            );
         }
     }
     let mut identity = None;
@@ -443,20 +478,37 @@ pub(super) fn service_entry(root: &mut Fields<'_>, _: &Header<'_>) -> Option<Spe
         let names: Vec<String> = field.items().iter().filter_map(Field::text).collect();
         if names.len() > 1 {
             field.say(
-                Problem::new(&codes::SECURITY_FIELD_NOT_SUPPORTED, "more than one of subjectAltNames is not supported yet")
-                    .effect("endpoints would be checked against one of them only, so the entry is refused")
-                    .fix("give every endpoint its own serviceAccount"),
+                Problem::new(
+                    &codes::SECURITY_FIELD_NOT_SUPPORTED,
+                    "more than one of subjectAltNames is not supported yet",
+                )
+                .effect("endpoints would be checked against one of them only, so the entry is refused")
+                .fix("give every endpoint its own serviceAccount"),
             );
         }
         identity = names.into_iter().next();
-        if identity.as_ref().is_some_and(|name| !name.starts_with("spiffe://")) {
-            field.problem_with_fix(&codes::SECURITY_FIELD_NOT_SUPPORTED, "only SPIFFE ids are supported here yet", "write spiffe://<trust domain>/ns/<namespace>/sa/<account>");
+        if identity.as_ref().is_some_and(|name| !(name.starts_with("spiffe://") && values::is_account(name))) {
+            field.problem_with_fix(
+                &codes::SECURITY_FIELD_NOT_SUPPORTED,
+                "only SPIFFE ids are supported here yet",
+                "write spiffe://<trust domain>/ns/<namespace>/sa/<account>",
+            );
         }
     }
     everyone(&mut spec);
     spec.finish();
     let place = hosts_field.map_or_else(Place::default, |field| field.place());
-    Some(Spec::ServiceEntry(ServiceEntry { hosts, addresses, ports, external, resolution, endpoints, selector, identity, place }))
+    Some(Spec::ServiceEntry(ServiceEntry {
+        hosts,
+        addresses,
+        ports,
+        external,
+        resolution,
+        endpoints,
+        selector,
+        identity,
+        place,
+    }))
 }
 
 fn entry_ports(spec: &mut Fields<'_>) -> Vec<EntryPort> {
@@ -484,7 +536,10 @@ fn entry_ports(spec: &mut Fields<'_>) -> Vec<EntryPort> {
         fields.finish();
         let (Some(number), Some(name)) = (number, name) else { continue };
         if ports.iter().any(|other| other.number == number || other.name == name) {
-            field.problem(&codes::DUPLICATE, format!("port {number} \"{name}\" has a number or name that is used twice"));
+            field.problem(
+                &codes::DUPLICATE,
+                format!("port {number} \"{name}\" has a number or name that is used twice"),
+            );
             continue;
         }
         let protocol = protocol::of_port(declared.as_deref(), &name, number);
@@ -540,7 +595,11 @@ pub(super) fn peer_authentication(root: &mut Fields<'_>, _: &Header<'_>) -> Opti
     if let Some(field) = &ports_field
         && selector.is_empty()
     {
-        field.problem_with_fix(&codes::INCONSISTENT, "portLevelMtls needs a selector", "add selector.matchLabels for the workloads that have these ports");
+        field.problem_with_fix(
+            &codes::INCONSISTENT,
+            "portLevelMtls needs a selector",
+            "add selector.matchLabels for the workloads that have these ports",
+        );
     }
     spec.finish();
     let place = ports_field.unwrap_or(spec_field).place();

@@ -54,15 +54,39 @@ const fn read(
 }
 
 const fn no(kind: &'static str, group: &'static str, code: &'static Code, effect: &'static str) -> KindEntry {
-    KindEntry { kind, plural: "", short: &[], group, versions: &[], namespaced: true, support: Support::No(code, effect) }
+    KindEntry {
+        kind,
+        plural: "",
+        short: &[],
+        group,
+        versions: &[],
+        namespaced: true,
+        support: Support::No(code, effect),
+    }
 }
 
 /// The table.
 pub(crate) static KINDS: &[KindEntry] = &[
     read("Service", "services", &["svc"], "", &["v1"], core::service),
     read("EndpointSlice", "endpointslices", &["eps"], "discovery.k8s.io", &["v1", "v1beta1"], core::endpoint_slice),
-    KindEntry { kind: "Namespace", plural: "namespaces", short: &["ns"], group: "", versions: &["v1"], namespaced: false, support: Support::Inert },
-    KindEntry { kind: "ServiceAccount", plural: "serviceaccounts", short: &["sa"], group: "", versions: &["v1"], namespaced: true, support: Support::Inert },
+    KindEntry {
+        kind: "Namespace",
+        plural: "namespaces",
+        short: &["ns"],
+        group: "",
+        versions: &["v1"],
+        namespaced: false,
+        support: Support::Inert,
+    },
+    KindEntry {
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        short: &["sa"],
+        group: "",
+        versions: &["v1"],
+        namespaced: true,
+        support: Support::Inert,
+    },
     read("HTTPRoute", "httproutes", &["hr"], GATEWAY, &["v1", "v1beta1"], gateway::http_route),
     read("TCPRoute", "tcproutes", &["tcr"], GATEWAY, &["v1", "v1alpha2", "v1alpha3"], gateway::tcp_route),
     read("DestinationRule", "destinationrules", &["dr"], NETWORKING, ISTIO_VERSIONS, istio::destination_rule),
@@ -72,7 +96,12 @@ pub(crate) static KINDS: &[KindEntry] = &[
     read("CircuitBreaker", "circuitbreakers", &["cb"], OURS, &["v1alpha1"], circuit_breaker::circuit_breaker),
     no("RateLimit", OURS, &codes::SECURITY_KIND_NOT_SUPPORTED, NOT_ENFORCED),
     no("Canary", OURS, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
-    no("GRPCRoute", GATEWAY, &codes::KIND_NOT_SUPPORTED, "gRPC calls go to the Service as if it did not exist; an HTTPRoute works for them"),
+    no(
+        "GRPCRoute",
+        GATEWAY,
+        &codes::KIND_NOT_SUPPORTED,
+        "gRPC calls go to the Service as if it did not exist; an HTTPRoute works for them",
+    ),
     no("TLSRoute", GATEWAY, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
     no("UDPRoute", GATEWAY, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
     no("Gateway", GATEWAY, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
@@ -80,7 +109,12 @@ pub(crate) static KINDS: &[KindEntry] = &[
     no("ListenerSet", GATEWAY, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
     no("ReferenceGrant", GATEWAY, &codes::KIND_NOT_SUPPORTED, "routes on Services need no grant"),
     no("BackendTLSPolicy", GATEWAY, &codes::SECURITY_KIND_NOT_SUPPORTED, NOT_ENFORCED),
-    no("VirtualService", NETWORKING, &codes::KIND_NOT_SUPPORTED, "requests go to the service as if it did not exist; an HTTPRoute on the Service can do the same"),
+    no(
+        "VirtualService",
+        NETWORKING,
+        &codes::KIND_NOT_SUPPORTED,
+        "requests go to the service as if it did not exist; an HTTPRoute on the Service can do the same",
+    ),
     no("Gateway", NETWORKING, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
     no("Sidecar", NETWORKING, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
     no("WorkloadGroup", NETWORKING, &codes::KIND_NOT_SUPPORTED, NO_EFFECT),
@@ -116,8 +150,18 @@ static OTHER_GROUPS: &[&str] = &[
 
 /// Core kinds that are known though the group also holds kinds we read.
 static OTHER_CORE: &[&str] = &[
-    "Pod", "ConfigMap", "Secret", "Node", "Endpoints", "ReplicationController", "PersistentVolume", "PersistentVolumeClaim",
-    "LimitRange", "ResourceQuota", "Event", "PodTemplate",
+    "Pod",
+    "ConfigMap",
+    "Secret",
+    "Node",
+    "Endpoints",
+    "ReplicationController",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "LimitRange",
+    "ResourceQuota",
+    "Event",
+    "PodTemplate",
 ];
 
 /// What a document's apiVersion and kind stand for.
@@ -141,8 +185,7 @@ pub(crate) fn find(api_version: &str, kind: &str) -> Found {
         }
         return Found::WrongVersion(api_versions(entry));
     }
-    let same_kind: Vec<String> =
-        KINDS.iter().filter(|entry| entry.kind == kind).flat_map(api_versions).collect();
+    let same_kind: Vec<String> = KINDS.iter().filter(|entry| entry.kind == kind).flat_map(api_versions).collect();
     if !same_kind.is_empty() {
         return Found::WrongVersion(same_kind);
     }
@@ -155,7 +198,9 @@ pub(crate) fn find(api_version: &str, kind: &str) -> Found {
 
 fn api_versions(entry: &KindEntry) -> Vec<String> {
     let versions = if entry.versions.is_empty() { &["v1"] } else { entry.versions };
-    let text = |version: &&str| if entry.group.is_empty() { (*version).to_owned() } else { format!("{}/{version}", entry.group) };
+    let text = |version: &&str| {
+        if entry.group.is_empty() { (*version).to_owned() } else { format!("{}/{version}", entry.group) }
+    };
     versions.iter().map(text).collect()
 }
 

@@ -137,7 +137,8 @@ pub fn parse(file: &str, text: &str, default_namespace: &str) -> (Vec<Object>, V
         let document = match document {
             Ok(document) => document,
             Err(error) => {
-                let report = Report::new(file.clone(), Some(&lines), Location { file: file.clone(), line: 0, column: 0 });
+                let report =
+                    Report::new(file.clone(), Some(&lines), Location { file: file.clone(), line: 0, column: 0 });
                 report.add(error.line, error.column, Problem::new(&codes::SYNTAX, error.message));
                 problems.extend(report.finish());
                 continue;
@@ -170,9 +171,14 @@ pub fn parse(file: &str, text: &str, default_namespace: &str) -> (Vec<Object>, V
 /// # Errors
 /// All problems, when at least one is an error.
 pub fn from_json(value: &serde_json::Value, location: Location) -> Result<Object, Vec<Problem>> {
-    let node = Node::from_json(value);
-    let (object, problems) = read_object(&node, location.file.clone(), None, location, "default");
+    let (object, problems) = check_json(value, location);
     object.ok_or(problems)
+}
+
+/// Reads one stored object and tells everything about it: warnings too, also when it is in order.
+pub fn check_json(value: &serde_json::Value, location: Location) -> (Option<Object>, Vec<Problem>) {
+    let node = Node::from_json(value);
+    read_object(&node, location.file.clone(), None, location, "default")
 }
 
 /// The canonical kind for what a user typed: any case, plural, or the usual short name (`svc`, `httproutes`, `dr`).
@@ -187,7 +193,8 @@ pub fn is_namespaced(kind: &str) -> bool {
 }
 
 fn items(document: &Node) -> Vec<&Node> {
-    let is_list = matches!(document.field("kind").map(|kind| &kind.value), Some(Value::Text(kind)) if kind.ends_with("List"));
+    let is_list =
+        matches!(document.field("kind").map(|kind| &kind.value), Some(Value::Text(kind)) if kind.ends_with("List"));
     match document.field("items").map(|items| &items.value) {
         Some(Value::List(items)) if is_list => items.iter().collect(),
         _ => vec![document],
@@ -227,7 +234,10 @@ struct Start {
 fn read_start(node: &Node, report: &Report<'_>, default_namespace: &str) -> Option<Start> {
     let root = Field { node, path: String::new(), report };
     if !matches!(node.value, Value::Map(_)) {
-        root.problem(&codes::NOT_AN_OBJECT, format!("this is {}, not an object with apiVersion, kind, metadata and spec", node.value.noun()));
+        root.problem(
+            &codes::NOT_AN_OBJECT,
+            format!("this is {}, not an object with apiVersion, kind, metadata and spec", node.value.noun()),
+        );
         return None;
     }
     let mut fields = Fields::new(root);
@@ -245,12 +255,19 @@ fn read_start(node: &Node, report: &Report<'_>, default_namespace: &str) -> Opti
         }
         Found::WrongVersion(versions) => {
             let message = format!("there is no kind {kind} in \"{api_version_text}\"");
-            api_version.problem_with_fix(&codes::UNKNOWN_API_VERSION, message, format!("write {}", versions.join(" or ")));
+            api_version.problem_with_fix(
+                &codes::UNKNOWN_API_VERSION,
+                message,
+                format!("write {}", versions.join(" or ")),
+            );
             return None;
         }
         Found::Unknown(near) => {
             let message = format!("there is no kind \"{kind}\" in \"{api_version_text}\"");
-            let fix = near.map_or_else(|| "see the list of kinds in the documentation".to_owned(), |near| format!("did you mean {near}?"));
+            let fix = near.map_or_else(
+                || "see the list of kinds in the documentation".to_owned(),
+                |near| format!("did you mean {near}?"),
+            );
             kind_field.problem_with_fix(&codes::UNKNOWN_KIND, message, fix);
             return None;
         }
@@ -268,12 +285,18 @@ fn read_start(node: &Node, report: &Report<'_>, default_namespace: &str) -> Opti
 
 fn check_names(metadata: &mut Fields<'_>, start: &Start) {
     let Some(name_field) = metadata.get("name") else { return };
-    if start.name.len() > NAME_LIMIT_BYTES || !values::is_dns_name(&start.name) {
-        name_field.problem_with_fix(
-            &codes::BAD_NAME,
-            format!("\"{}\" is not a valid name", start.name),
-            "use lower-case letters, digits, \"-\" and \".\"",
-        );
+    // The name of a Service is one label of its host name.
+    let one_label = start.entry.kind == "Service";
+    if start.name.len() > NAME_LIMIT_BYTES
+        || !values::is_dns_name(&start.name)
+        || (one_label && !values::is_dns_label(&start.name))
+    {
+        let fix = if one_label {
+            "use lower-case letters, digits and \"-\", at most 63"
+        } else {
+            "use lower-case letters, digits, \"-\" and \".\""
+        };
+        name_field.problem_with_fix(&codes::BAD_NAME, format!("\"{}\" is not a valid name", start.name), fix);
     }
     if start.entry.namespaced && !values::is_dns_label(&start.namespace) {
         let field = metadata.get("namespace").unwrap_or(name_field);
@@ -290,7 +313,8 @@ fn read_rest(node: &Node, report: &Report<'_>, start: Start, location: Location)
     fields.without_effect(&["apiVersion", "status"]);
     let kind = fields.get("kind")?;
     if let Support::No(code, effect) = start.entry.support {
-        let verb = if code.code == codes::NEVER_SUPPORTED.code { "cannot be supported" } else { "is not supported yet" };
+        let verb =
+            if code.code == codes::NEVER_SUPPORTED.code { "cannot be supported" } else { "is not supported yet" };
         kind.say(Problem::new(code, format!("{} {verb}", start.entry.kind)).effect(effect));
         return None;
     }

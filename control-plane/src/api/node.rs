@@ -152,13 +152,12 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
     let mut parts = Vec::new();
     let (mut start, mut start_line, mut offset, mut line, mut content) = (0, 0, 0, 0_u32, false);
     for piece in text.split_inclusive('\n') {
-        let marker = piece.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let marker =
+            piece.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if marker {
             if content && let Some(part) = text.get(start..offset) {
                 parts.push((start_line, part));
-            }
-            if content || start == 0 {
-                (start, start_line) = if content { (offset, line) } else { (start, start_line) };
+                (start, start_line) = (offset, line);
             }
             content = piece.get(3..).is_some_and(has_content);
         } else if has_content(piece) {

@@ -6,8 +6,8 @@ use std::time::Duration;
 const LONGEST: Duration = Duration::from_secs(1_000_000_000);
 /// Longest regular expression, in bytes.
 const REGEX_LIMIT_BYTES: usize = 1024;
-/// Largest compiled size of a regular expression, in bytes.
-const REGEX_SIZE_LIMIT_BYTES: usize = 1 << 20;
+/// Largest compiled size of a regular expression, in bytes: a little below the sidecar's limit, which also counts the anchors it adds.
+const REGEX_SIZE_LIMIT_BYTES: usize = (1 << 20) - (64 << 10);
 
 /// How a field writes durations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,9 +159,46 @@ pub(crate) fn is_header_name(text: &str) -> bool {
     text.len() <= 256 && http::header::HeaderName::from_bytes(text.as_bytes()).is_ok()
 }
 
-/// A header value: visible characters, blanks and tabs (RFC 9110 §5.5).
+/// A header value: visible ASCII characters, blanks and tabs (RFC 9110 §5.5 without obs-text).
 pub(crate) fn is_header_value(text: &str) -> bool {
-    text.len() <= 4096 && text.bytes().all(|byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
+    text.len() <= 4096 && http::HeaderValue::from_str(text).is_ok()
+}
+
+/// Whether a header frames the message or belongs to one connection, so that no rule may touch it
+/// (RFC 9110 §7.6.1, RFC 9112 §6).
+pub(crate) fn is_framing(lower_case_name: &str) -> bool {
+    matches!(
+        lower_case_name,
+        "connection"
+            | "content-length"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// Whether text can replace a path: absolute, and without query or fragment.
+pub(crate) fn is_plain_path(text: &str) -> bool {
+    let parsed = http::uri::PathAndQuery::try_from(text);
+    text.starts_with('/') && text.len() <= 1024 && !text.contains(['#', '?']) && parsed.is_ok()
+}
+
+/// Whether text names whose certificate an endpoint shows: `account`, `namespace/account`, or a SPIFFE id of the form
+/// `spiffe://<trust domain>/ns/<namespace>/sa/<account>`.
+pub(crate) fn is_account(text: &str) -> bool {
+    if let Some(id) = text.strip_prefix("spiffe://") {
+        let parts: Vec<&str> = id.split('/').collect();
+        return matches!(parts.as_slice(), [domain, "ns", namespace, "sa", account]
+            if is_dns_name(domain) && is_dns_label(namespace) && is_dns_name(account));
+    }
+    match text.split_once('/') {
+        Some((namespace, account)) => is_dns_label(namespace) && is_dns_name(account),
+        None => is_dns_name(text),
+    }
 }
 
 /// What makes a path one that no canonical request can have; `None` for good ones.
@@ -189,7 +226,7 @@ pub(crate) fn path_fault(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Why a regular expression is refused; `None` for good ones. The same engine and limits as the sidecar's.
+/// Why a regular expression is refused; `None` for good ones. The sidecar's engine, so that it never refuses what passed here.
 pub(crate) fn regex_fault(pattern: &str) -> Option<String> {
     if pattern.len() > REGEX_LIMIT_BYTES {
         return Some(format!("it is longer than {REGEX_LIMIT_BYTES} bytes"));
@@ -265,7 +302,9 @@ mod tests {
     #[test]
     fn durations_of_gateway_api() {
         // A timeout that is read wrongly cuts or never cuts a user's requests.
-        for (text, ms) in [("0s", 0), ("10s", 10_000), ("1h", 3_600_000), ("1m30s", 90_000), ("500ms", 500), ("1h2m3s4ms", 3_723_004)] {
+        for (text, ms) in
+            [("0s", 0), ("10s", 10_000), ("1h", 3_600_000), ("1m30s", 90_000), ("500ms", 500), ("1h2m3s4ms", 3_723_004)]
+        {
             assert_eq!(DurationStyle::Gateway.parse(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         for text in ["", "10", "s", "1.5s", "-1s", "100000s", "1d", "1s1s1s1s1s", " 1s", "1us", "٣s"] {

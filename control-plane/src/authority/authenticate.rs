@@ -104,6 +104,8 @@ pub fn unix_seconds(at: SystemTime) -> i64 {
 mod tests {
     use std::time::Duration;
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::{listener::PeerCertificate, store::TokenRecord};
 
@@ -130,7 +132,7 @@ mod tests {
     }
 
     fn anonymous() -> Peer {
-        Peer { address: "127.0.0.1:1".parse().unwrap(), certificate: None }
+        Peer { address: "127.0.0.1:1".parse().unwrap(), certificate: None, closing: CancellationToken::new() }
     }
 
     #[test]
@@ -184,6 +186,7 @@ mod tests {
         let (_folder, store) = store_with(&JoinToken::generate("").unwrap(), 0, None);
         let peer = |identity: Option<&str>, not_after: u64| Peer {
             address: "127.0.0.1:1".parse().unwrap(),
+            closing: CancellationToken::new(),
             certificate: Some(Arc::new(PeerCertificate {
                 identity: identity.map(|text| text.parse().unwrap()),
                 not_after_unix: i64::try_from(not_after).unwrap(),

@@ -37,6 +37,8 @@ pub struct Authority {
     trust_domain: String,
     pin: String,
     certificate_path: PathBuf,
+    /// End of the signing certificate: no leaf outlives it.
+    pub(super) ends: SystemTime,
 }
 
 /// Why there is no authority.
@@ -109,6 +111,8 @@ impl Authority {
         let (_, parsed_root) =
             x509_parser::parse_x509_certificate(root).map_err(|e| unusable(certificate_path, e.to_string()))?;
         let pin = hex(&sha256(parsed_root.public_key().raw));
+        let ends = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+        let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(ends);
         let issuer = Issuer::from_ca_cert_der(signing, key).map_err(|e| unusable(certificate_path, e.to_string()))?;
         let chain_pem = chain.iter().map(|der| sign::pem("CERTIFICATE", der)).collect();
         Ok(Self {
@@ -118,6 +122,7 @@ impl Authority {
             trust_domain: trust_domain.to_owned(),
             pin,
             certificate_path: certificate_path.to_owned(),
+            ends,
         })
     }
 

@@ -31,7 +31,7 @@ impl HostName {
 }
 
 impl Authority {
-    /// Signs a leaf for `identity`, valid from a minute ago until `lifetime` from now.
+    /// Signs a leaf for `identity`, valid from a minute ago until `lifetime` from now, or until the signing certificate ends.
     ///
     /// `hosts` is empty for workloads; our own listeners add the names under which they are reached.
     ///
@@ -60,7 +60,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(random_serial()?);
         params.not_before = date_time_ymd(1970, 1, 1) + since_1970(now - BACKDATE);
-        params.not_after = date_time_ymd(1970, 1, 1) + since_1970(now + lifetime);
+        params.not_after = date_time_ymd(1970, 1, 1) + since_1970((now + lifetime).min(self.ends));
         params.signed_by(key, &self.issuer)
     }
 }

@@ -1,5 +1,7 @@
 //! What one proxy must know of itself. Pure.
 
+use std::collections::HashSet;
+
 use outrigger_proto::{
     kind::Kind,
     mesh::{InboundPort, Node, OutboundMode, Protocol},
@@ -8,7 +10,7 @@ use outrigger_proto::{
 use super::{Resource, resource::encode};
 use crate::{
     api::core::TargetPort,
-    model::{Mesh, RegisteredWorkload, WorkloadPort, protocol, workload_name},
+    model::{Mesh, RegisteredWorkload, WorkloadPort, protocol},
 };
 
 /// Most services of its own namespace that a proxy holds from the start.
@@ -20,7 +22,10 @@ const CONNECT_TIMEOUT_SECONDS: i64 = 10;
 pub fn node(mesh: &Mesh, workload: &RegisteredWorkload) -> Resource {
     let services = mesh.services_of(&workload.namespace, &workload.labels);
     let mode = |port| mesh.peers.mode(&workload.namespace, &workload.labels, port);
-    let inbound = workload.ports.iter().map(|port| InboundPort {
+    // A port may be registered under several names; the first speaks for it.
+    let mut seen = HashSet::new();
+    let ports = workload.ports.iter().filter(|port| seen.insert(port.target_port));
+    let inbound = ports.map(|port| InboundPort {
         port: u32::from(port.target_port),
         protocol: inbound_protocol(&services, port).into(),
         peer_mode: mode(Some(port.target_port)).into(),
@@ -32,7 +37,8 @@ pub fn node(mesh: &Mesh, workload: &RegisteredWorkload) -> Resource {
     let message = Node {
         origins: origins.clone(),
         namespace: workload.namespace.clone(),
-        workload: workload_name(&workload.labels, &workload.workload),
+        // The instance, as in the resource's name; telemetry makes the workload's name from the labels.
+        workload: workload.workload.clone(),
         service_account: workload.service_account.clone(),
         trust_domain: mesh.settings.trust_domain.clone(),
         labels: workload.labels.clone(),

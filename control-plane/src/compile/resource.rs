@@ -9,7 +9,13 @@ use prost::Message;
 use super::Resource;
 use crate::api::ObjectKey;
 
-pub(super) fn encode(kind: Kind, name: &str, aliases: Vec<Arc<str>>, message: &impl Message, origins: &[Origin]) -> Resource {
+pub(super) fn encode(
+    kind: Kind,
+    name: &str,
+    aliases: Vec<Arc<str>>,
+    message: &impl Message,
+    origins: &[Origin],
+) -> Resource {
     let bytes = message.encode_to_vec();
     let key = |origin: &Origin| ObjectKey {
         kind: origin.kind.clone(),

@@ -121,18 +121,18 @@ impl DiscoveryService {
         self.sessions.add(Arc::clone(&connected));
         let _listed = Listed { sessions: Arc::clone(&self.sessions), number };
         tracing::info!(proxy = node.id, address = %peer.address, "proxy connected");
-        self.run(first, connected, replaced, caller, requests, output).await
+        let link = Link { caller, connected, replaced, closing: peer.closing.clone() };
+        self.run(first, link, requests, output).await
     }
 
     async fn run(
         &self,
         first: DeltaDiscoveryRequest,
-        connected: Arc<Connected>,
-        replaced: CancellationToken,
-        caller: Caller,
+        link: Link,
         mut requests: Streaming<DeltaDiscoveryRequest>,
         output: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     ) -> Result<(), Status> {
+        let Link { caller, connected, replaced, closing } = link;
         let stream = Stream {
             service: self,
             caller: &caller,
@@ -184,6 +184,7 @@ impl DiscoveryService {
                 }
                 () = replaced.cancelled() => return Err(Status::aborted("a newer stream of this workload took its place")),
                 () = self.stop.cancelled() => return Err(Status::unavailable("the control plane is stopping")),
+                () = closing.cancelled() => return Err(Status::unavailable("the connection is old; come back on a new one")),
                 () = output.closed() => return Ok(()),
             }
         }
@@ -235,6 +236,17 @@ async fn wait(task: &mut Option<tokio::task::JoinHandle<()>>) {
     }
 }
 
+/// One stream, once it is known whose it is.
+struct Link {
+    caller: Caller,
+    connected: Arc<Connected>,
+    /// Cancelled when a newer stream of the same workload takes its place.
+    replaced: CancellationToken,
+    /// Cancelled when the connection is asked to go.
+    closing: CancellationToken,
+}
+
+/// What registering needs to know of the stream.
 struct Stream<'a> {
     service: &'a DiscoveryService,
     caller: &'a Caller,

@@ -28,8 +28,9 @@ use super::{
 };
 use crate::compile::Resource;
 
-/// Answers to subscriptions that may be unacked at once, for each kind; further ones wait and become one.
-const MAX_UNACKED_ANSWERS: usize = 32;
+/// Answers to subscriptions that may be unacked at once, for each kind; further ones wait and become one. Generous, because a
+/// proxy acks an answer only when all that it refers to is there too, which may take further answers.
+const MAX_UNACKED_ANSWERS: usize = 1024;
 /// Revisions whose moment of effect is remembered.
 const MAX_MOMENTS: usize = 256;
 /// Bytes that a resource costs in a message beside its content, counted generously.
@@ -148,10 +149,13 @@ impl Session {
             if present + count > self.max_names {
                 return Err(BadRequest::TooManyNames(self.max_names));
             }
+            // An empty Node response says that peers have stopped: its first answer must never look like that.
+            let nothing = BTreeMap::new();
+            let initial = if kind == Kind::Node { &nothing } else { &request.initial_resource_versions };
             self.kinds[kind as usize].subscription.request(
                 &request.resource_names_subscribe,
                 &request.resource_names_unsubscribe,
-                &request.initial_resource_versions,
+                initial,
             );
             self.kinds[kind as usize].settled = None;
         }
@@ -330,32 +334,30 @@ impl Session {
         }
     }
 
-    /// An ack or refusal. One of an unknown nonce says nothing; one of a later response settles earlier ones of its kind too,
-    /// because a client answers in order.
+    /// An ack or refusal of exactly this response; one of an unknown nonce says nothing. Proxies answer when something is in
+    /// effect, so a later response may be acked before an earlier one.
     fn settle(&mut self, kind: Kind, nonce: &str, error: Option<&RpcStatus>) -> Vec<RefusedResource> {
         let state = &mut self.kinds[kind as usize];
         let Some(position) = state.unacked.iter().position(|u| u.nonce == nonce) else { return Vec::new() };
         state.settled = None;
+        let Some(unacked) = state.unacked.remove(position) else { return Vec::new() };
         let mut refused = Vec::new();
-        let settled: Vec<Unacked> = state.unacked.drain(..=position).collect();
-        let last = settled.len() - 1;
-        for (index, unacked) in settled.into_iter().enumerate() {
-            let error = if index == last { error } else { None };
-            let refusals = error.map(|status| read_refusals(status, &unacked));
-            for (name, version) in &unacked.resources {
-                match refusals.as_ref().and_then(|r| r.get(&**name)) {
-                    Some(refusal) => {
-                        state.subscription.refused(name, version, refusal.clone());
-                        refused.push(RefusedResource { kind, name: Arc::clone(name), refusal: refusal.clone() });
-                    }
-                    None => state.subscription.acked(name, version),
+        let refusals = error.map(|status| read_refusals(status, &unacked));
+        for (name, version) in &unacked.resources {
+            match refusals.as_ref().and_then(|r| r.get(&**name)) {
+                Some(refusal) => {
+                    state.subscription.refused(name, version, refusal.clone());
+                    refused.push(RefusedResource { kind, name: Arc::clone(name), refusal: refusal.clone() });
                 }
+                None => state.subscription.acked(name, version),
             }
-            if let (None, Some(covers)) = (error, unacked.covers)
-                && !state.subscription.has_refused()
-            {
-                state.synced = state.synced.max(covers);
-            }
+        }
+        // An older response that is still unacked may hold something of the same revision.
+        let older = state.unacked.iter().take(position).count();
+        if let (None, Some(covers), 0) = (error, unacked.covers, older)
+            && !state.subscription.has_refused()
+        {
+            state.synced = state.synced.max(covers);
         }
         refused
     }

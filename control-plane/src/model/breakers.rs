@@ -45,14 +45,20 @@ impl Breakers {
             for target in &spec.targets {
                 let fault = match target.kind.as_str() {
                     "Service" => service_fault(object, target, services, settings),
-                    _ => route_fault(object, target, routes.get(&(object.namespace.as_str(), target.name.as_str())).copied()),
+                    _ => route_fault(
+                        object,
+                        target,
+                        routes.get(&(object.namespace.as_str(), target.name.as_str())).copied(),
+                    ),
                 };
                 if let Some(message) = fault {
                     findings.refuse(object, "TargetNotFound", message.clone());
                     findings.report(
                         object,
                         &target.place,
-                        Problem::new(&codes::TARGET_NOT_FOUND, message).effect("no breaker guards it").fix("correct name or sectionName"),
+                        Problem::new(&codes::TARGET_NOT_FOUND, message)
+                            .effect("no breaker guards it")
+                            .fix("correct name or sectionName"),
                     );
                     continue;
                 }
@@ -95,7 +101,8 @@ impl Breakers {
         if self.by_target.is_empty() {
             return None;
         }
-        let get = |section: &str| self.by_target.get(&(kind, namespace.to_owned(), name.to_owned(), section.to_owned()));
+        let get =
+            |section: &str| self.by_target.get(&(kind, namespace.to_owned(), name.to_owned(), section.to_owned()));
         get(section).or_else(|| get(""))
     }
 }
@@ -157,7 +164,9 @@ fn finished(
             findings.report(
                 object,
                 place,
-                Problem::new(code, message).effect("while the breaker is open, requests get 503").fix("correct the fallback's backendRef"),
+                Problem::new(code, message)
+                    .effect("while the breaker is open, requests get 503")
+                    .fix("correct the fallback's backendRef"),
             );
             return breaker;
         }

@@ -12,9 +12,13 @@ use std::{
 
 use outrigger_proto::mesh::{Endpoint, EndpointPort, Health, PeerKind, PeerMode};
 
-use super::{Findings, Inputs, PeerModes, RegisteredWorkload, Service, add_origin, selects, service_key};
+use super::{Findings, Inputs, PeerModes, RegisteredWorkload, Service, origin, selects, service_key};
 use crate::{
-    api::{Object, Spec, core::{EndpointSlice, TargetPort}, istio::WorkloadEntry},
+    api::{
+        Object, Spec,
+        core::{EndpointSlice, TargetPort},
+        istio::WorkloadEntry,
+    },
     validate::{Problem, codes},
 };
 
@@ -109,8 +113,8 @@ pub(super) fn attach(
                 let endpoint = match instance {
                     Instance::Workload(workload) => context.of_workload(service, workload),
                     Instance::Entry(object, entry) => {
-                        add_origin(&mut service.origins, object);
                         let uid = format!("{}/{}", object.namespace, object.name);
+                        service.endpoint_origins.insert(uid.clone(), origin(object));
                         context.of_entry(service, entry, uid, &object.name)
                     }
                 };
@@ -128,8 +132,10 @@ pub(super) fn attach(
         }
         if endpoints.is_empty() {
             for (object, slice) in slices.get(&service.key).into_iter().flatten() {
-                add_origin(&mut service.origins, object);
+                let before = endpoints.len();
                 context.of_slice(service, object, slice, &mut endpoints, findings);
+                let uids = endpoints.iter().skip(before).map(|endpoint| endpoint.uid.clone());
+                service.endpoint_origins.extend(uids.map(|uid| (uid, origin(object))));
             }
         }
         if service.publish_not_ready {
@@ -179,7 +185,14 @@ impl Context<'_> {
     }
 
     /// How a port is spoken to: where mutual TLS is disabled, there is none whatever the sidecar could.
-    fn peer(&self, service: &Service, namespace: &str, labels: &BTreeMap<String, String>, port: u16, peer: PeerKind) -> PeerKind {
+    fn peer(
+        &self,
+        service: &Service,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u16,
+        peer: PeerKind,
+    ) -> PeerKind {
         let disabled = self.peers.mode(namespace, labels, Some(port)) == PeerMode::Disable;
         match peer {
             PeerKind::Mesh | PeerKind::Outrigger if !disabled && !service.external => peer,
@@ -279,9 +292,12 @@ impl Context<'_> {
             findings.report(
                 object,
                 &slice.place,
-                Problem::new(&codes::SLICE_WITHOUT_SERVICE, format!("no port has a name of the Service's ports ({})", names.join(", ")))
-                    .effect("its endpoints get no traffic")
-                    .fix("give the ports the names that the Service's ports have"),
+                Problem::new(
+                    &codes::SLICE_WITHOUT_SERVICE,
+                    format!("no port has a name of the Service's ports ({})", names.join(", ")),
+                )
+                .effect("its endpoints get no traffic")
+                .fix("give the ports the names that the Service's ports have"),
             );
         }
         let (Some((_, first)), none) = (joined.first(), BTreeMap::new()) else { return };
@@ -312,7 +328,7 @@ impl Context<'_> {
 }
 
 /// Name of a workload in telemetry: label `app` (with `version`), else `app.kubernetes.io/name`, else its own name.
-pub(crate) fn workload_name(labels: &BTreeMap<String, String>, own: &str) -> String {
+pub fn workload_name(labels: &BTreeMap<String, String>, own: &str) -> String {
     match (labels.get("app"), labels.get("version")) {
         (Some(app), Some(version)) => format!("{app}-{version}"),
         (Some(app), None) => app.clone(),

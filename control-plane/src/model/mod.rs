@@ -18,10 +18,10 @@ use std::{
     sync::Arc,
 };
 
-pub use outrigger_proto::mesh::PeerKind;
 use outrigger_proto::mesh::Origin;
+pub use outrigger_proto::mesh::PeerKind;
 
-pub(crate) use endpoints::workload_name;
+pub use endpoints::workload_name;
 pub(crate) use peers::PeerModes;
 pub use services::{Port, Service};
 
@@ -173,14 +173,6 @@ pub(crate) fn origin(object: &Object) -> Origin {
     }
 }
 
-/// Adds an origin unless it is there.
-pub(crate) fn add_origin(origins: &mut Vec<Origin>, object: &Object) {
-    let origin = origin(object);
-    if !origins.contains(&origin) {
-        origins.push(origin);
-    }
-}
-
 /// What became of one object.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
@@ -205,9 +197,8 @@ const SUGGESTION_LIMIT: usize = 50;
 
 impl Findings {
     fn new(objects: &[&Arc<Object>]) -> Self {
-        let outcome = |object: &&Arc<Object>| {
-            (object.key(), Outcome { generation: object.generation, ..Outcome::default() })
-        };
+        let outcome =
+            |object: &&Arc<Object>| (object.key(), Outcome { generation: object.generation, ..Outcome::default() });
         Self { outcomes: objects.iter().map(outcome).collect(), problems: Vec::new(), suggestions: 0 }
     }
 
@@ -247,7 +238,13 @@ impl Findings {
 
     fn finish(mut self) -> (BTreeMap<ObjectKey, Outcome>, Vec<Problem>) {
         let order = |problem: &Problem| {
-            (problem.object.clone(), problem.path.clone(), problem.code, problem.message.clone(), problem.effect.clone())
+            (
+                problem.object.clone(),
+                problem.path.clone(),
+                problem.code,
+                problem.message.clone(),
+                problem.effect.clone(),
+            )
         };
         self.problems.sort_by_cached_key(order);
         self.problems.dedup();

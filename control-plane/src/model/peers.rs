@@ -44,8 +44,11 @@ impl PeerModes {
                     findings.report(
                         object,
                         &spec.place,
-                        Problem::new(&codes::SELECTOR_IN_ROOT, "a policy with a selector applies to workloads of its own namespace only")
-                            .effect(format!("workloads outside {root_namespace} are not selected")),
+                        Problem::new(
+                            &codes::SELECTOR_IN_ROOT,
+                            "a policy with a selector applies to workloads of its own namespace only",
+                        )
+                        .effect(format!("workloads outside {root_namespace} are not selected")),
                     );
                 }
                 modes.selected.entry(object.namespace.clone()).or_default().push((*object).clone());
@@ -60,9 +63,12 @@ impl PeerModes {
                 findings.report(
                     object,
                     &spec.place,
-                    Problem::new(&codes::DUPLICATE_POLICY, format!("{} already speaks for the same workloads", holder.key()))
-                        .effect("this policy has no effect: the older one wins")
-                        .fix("remove one of the two"),
+                    Problem::new(
+                        &codes::DUPLICATE_POLICY,
+                        format!("{} already speaks for the same workloads", holder.key()),
+                    )
+                    .effect("this policy has no effect: the older one wins")
+                    .fix("remove one of the two"),
                 );
                 findings.refuse(object, "Conflicted", format!("{} is older", holder.key()));
             }
@@ -96,7 +102,12 @@ impl PeerModes {
     }
 
     /// Finds ports that name the Service's port where the workload's is meant.
-    pub(super) fn check_ports(&self, objects: &[&Arc<Object>], services: &BTreeMap<String, Service>, findings: &mut Findings) {
+    pub(super) fn check_ports(
+        &self,
+        objects: &[&Arc<Object>],
+        services: &BTreeMap<String, Service>,
+        findings: &mut Findings,
+    ) {
         for object in objects {
             let Some(spec) = spec(object).filter(|spec| !spec.ports.is_empty()) else { continue };
             let prefix = format!("{}/", object.namespace);
@@ -119,9 +130,12 @@ impl PeerModes {
                     findings.report(
                         object,
                         &spec.place,
-                        Problem::new(&codes::PEER_PORT_UNCLAIMED, format!("{number} is the Service's port; the workload listens on {target}"))
-                            .effect(format!("the mode of port {target} is not changed"))
-                            .fix(format!("write {target} instead of {number}")),
+                        Problem::new(
+                            &codes::PEER_PORT_UNCLAIMED,
+                            format!("{number} is the Service's port; the workload listens on {target}"),
+                        )
+                        .effect(format!("the mode of port {target} is not changed"))
+                        .fix(format!("write {target} instead of {number}")),
                     );
                 }
             }

@@ -82,10 +82,8 @@ pub(super) fn attach(
             .copied()
             .filter(|name| *name != service.namespace && *name != settings.root_namespace)
             .collect();
-        let of_clients: Vec<(&str, &[Rule<'_>])> = clients
-            .into_iter()
-            .filter_map(|name| Some((name, namespaces.get(name)?.find(service)?)))
-            .collect();
+        let of_clients: Vec<(&str, &[Rule<'_>])> =
+            clients.into_iter().filter_map(|name| Some((name, namespaces.get(name)?.find(service)?))).collect();
         for (object, _) in general.iter().chain(of_clients.iter().flat_map(|(_, rules)| rules.iter())) {
             used.insert(object.key().to_string());
         }
@@ -128,11 +126,7 @@ fn complete(host: &str, namespace: &str, settings: &MeshSettings) -> String {
 
 /// What applies where nothing is written.
 fn plain() -> Policy {
-    Policy {
-        load_balancer: LoadBalancer::LeastRequest.into(),
-        tls: TlsMode::Auto.into(),
-        ..Policy::default()
-    }
+    Policy { load_balancer: LoadBalancer::LeastRequest.into(), tls: TlsMode::Auto.into(), ..Policy::default() }
 }
 
 fn policy(rules: &[Rule<'_>], port: u16, breaker: Option<&(Breaker, Origin)>, passthrough: bool) -> BackendPolicy {
@@ -194,15 +188,26 @@ fn remark(object: &Object, rule: &DestinationRule, findings: &mut Findings) {
             findings.report(
                 object,
                 &rule.place,
-                Problem::new(&codes::PORT_POLICY_RESETS, format!("portLevelSettings for port {} replace the general settings, they do not add to them", ports.join(", ")))
-                    .effect("blocks that are not repeated there have their defaults on these ports")
-                    .fix("repeat the blocks you want in portLevelSettings"),
+                Problem::new(
+                    &codes::PORT_POLICY_RESETS,
+                    format!(
+                        "portLevelSettings for port {} replace the general settings, they do not add to them",
+                        ports.join(", ")
+                    ),
+                )
+                .effect("blocks that are not repeated there have their defaults on these ports")
+                .fix("repeat the blocks you want in portLevelSettings"),
             );
         }
     }
 }
 
-fn remark_on_scopes(service: &Service, general: &[Rule<'_>], of_clients: &[(&str, &[Rule<'_>])], findings: &mut Findings) {
+fn remark_on_scopes(
+    service: &Service,
+    general: &[Rule<'_>],
+    of_clients: &[(&str, &[Rule<'_>])],
+    findings: &mut Findings,
+) {
     let duplicates = |rules: &[Rule<'_>], findings: &mut Findings| {
         let mut holder: Option<&Arc<Object>> = None;
         for (object, rule) in rules.iter().filter(|(_, rule)| rule.policy.is_some()) {
@@ -211,9 +216,12 @@ fn remark_on_scopes(service: &Service, general: &[Rule<'_>], of_clients: &[(&str
                 Some(holder) => findings.report(
                     object,
                     &rule.place,
-                    Problem::new(&codes::DUPLICATE_POLICY, format!("{} already has a trafficPolicy for this host", holder.key()))
-                        .effect("this trafficPolicy has no effect: the older one wins; subsets are added")
-                        .fix("merge the two rules"),
+                    Problem::new(
+                        &codes::DUPLICATE_POLICY,
+                        format!("{} already has a trafficPolicy for this host", holder.key()),
+                    )
+                    .effect("this trafficPolicy has no effect: the older one wins; subsets are added")
+                    .fix("merge the two rules"),
                 ),
             }
         }
@@ -223,15 +231,20 @@ fn remark_on_scopes(service: &Service, general: &[Rule<'_>], of_clients: &[(&str
         duplicates(rules, findings);
         for (object, rule) in *rules {
             let problem = match general.first() {
-                Some((hidden, _)) if !rule.host.contains('*') => {
-                    Problem::new(&codes::POLICY_HIDDEN, format!("for clients in namespace {client} this rule hides {} entirely", hidden.key()))
-                        .effect("settings and subsets of the hidden rule are not merged in")
-                        .fix("repeat what you need of it here, or move this rule's settings there")
-                }
-                None if !rule.host.contains('*') => {
-                    Problem::new(&codes::CONSUMER_POLICY, format!("this rule applies to clients in namespace {client} only"))
-                        .effect(format!("clients elsewhere read rules of namespace {} and of the root namespace", service.namespace))
-                }
+                Some((hidden, _)) if !rule.host.contains('*') => Problem::new(
+                    &codes::POLICY_HIDDEN,
+                    format!("for clients in namespace {client} this rule hides {} entirely", hidden.key()),
+                )
+                .effect("settings and subsets of the hidden rule are not merged in")
+                .fix("repeat what you need of it here, or move this rule's settings there"),
+                None if !rule.host.contains('*') => Problem::new(
+                    &codes::CONSUMER_POLICY,
+                    format!("this rule applies to clients in namespace {client} only"),
+                )
+                .effect(format!(
+                    "clients elsewhere read rules of namespace {} and of the root namespace",
+                    service.namespace
+                )),
                 _ => continue,
             };
             findings.report(object, &rule.place, problem);
@@ -253,8 +266,11 @@ fn unused(
         services.get(&super::service_key(namespace, name, settings))
     });
     let problem = match meant {
-        Some(service) => Problem::new(&codes::HOST_NOT_COMPLETED, format!("\"{}\" contains a dot, so it is taken as a complete host name", rule.host))
-            .fix(format!("write \"{}\"", service.host)),
+        Some(service) => Problem::new(
+            &codes::HOST_NOT_COMPLETED,
+            format!("\"{}\" contains a dot, so it is taken as a complete host name", rule.host),
+        )
+        .fix(format!("write \"{}\"", service.host)),
         None => {
             // A short name means the rule's own namespace, which is not where the service is.
             let elsewhere = || services.values().find(|service| service.name == rule.host);

@@ -14,7 +14,7 @@ use outrigger_proto::mesh::{
 };
 use prost::Message;
 
-use super::{Findings, MeshSettings, Service, add_origin, breakers::Breakers, origin, precedence, protocol, service_key};
+use super::{Findings, MeshSettings, Service, breakers::Breakers, origin, precedence, protocol, service_key};
 use crate::{
     api::{
         Object, Spec,
@@ -59,9 +59,12 @@ pub(super) fn attach(
                     findings.report(
                         object,
                         place,
-                        Problem::new(&codes::HOSTNAMES_IGNORED, "a route on a Service is chosen by the Service, not by host names")
-                            .effect("requests with any host name match")
-                            .fix("remove hostnames"),
+                        Problem::new(
+                            &codes::HOSTNAMES_IGNORED,
+                            "a route on a Service is chosen by the Service, not by host names",
+                        )
+                        .effect("requests with any host name match")
+                        .fix("remove hostnames"),
                     );
                 }
                 let rules = route.rules.iter().map(|rule| (&rule.backends, rule.redirect.is_some(), &rule.place));
@@ -80,10 +83,16 @@ pub(super) fn attach(
     }
     for ((key, port, scope), group) in groups {
         settle(&key, port, &scope, &group, findings);
-        let Some(port) = services.get_mut(&key).and_then(|service| service.ports.iter_mut().find(|one| one.number == port)) else {
+        let Some(port) =
+            services.get_mut(&key).and_then(|service| service.ports.iter_mut().find(|one| one.number == port))
+        else {
             continue;
         };
-        let table = if group.http.is_empty() { tcp_table(&group, &splits) } else { http_table(&group, &splits, breakers, findings) };
+        let table = if group.http.is_empty() {
+            tcp_table(&group, &splits)
+        } else {
+            http_table(&group, &splits, breakers, findings)
+        };
         // Whoever attaches only TCPRoutes says that the port carries bytes.
         if group.http.is_empty() && scope.is_empty() && protocol::may_be_http(port.protocol) {
             port.protocol = Protocol::Tcp;
@@ -115,7 +124,13 @@ fn join<'a>(
         }
         (group, kind) => {
             let message = format!("a route cannot be attached to a {kind} of group \"{group}\" yet");
-            return refuse(findings, &codes::REFERENCE_KIND, "InvalidKind", message, "attach it to a Service".to_owned());
+            return refuse(
+                findings,
+                &codes::REFERENCE_KIND,
+                "InvalidKind",
+                message,
+                "attach it to a Service".to_owned(),
+            );
         }
     };
     let Some(service) = service else {
@@ -124,7 +139,13 @@ fn join<'a>(
     };
     if service.headless {
         let message = format!("{name} is headless, so calls to it carry no address of its own");
-        return refuse(findings, &codes::PARENT_HEADLESS, "UnsupportedValue", message, "attach the route to a Service with an address".to_owned());
+        return refuse(
+            findings,
+            &codes::PARENT_HEADLESS,
+            "UnsupportedValue",
+            message,
+            "attach the route to a Service with an address".to_owned(),
+        );
     }
     let is_http = matches!(object.spec, Spec::HttpRoute(_));
     let named = parent.port.is_some() || parent.section.is_some();
@@ -209,7 +230,7 @@ fn tcp_table(group: &Group<'_>, splits: &Splits) -> RouteTable {
     let mut table = RouteTable::default();
     // The oldest route has the port to itself: rules of TCPRoutes match everything.
     for (object, route, _) in group.tcp.iter().take(1) {
-        add_origin(&mut table.origins, object);
+        table.origins.push(origin(object));
         let resolved = splits.get(&object.key().to_string());
         for (index, rule) in route.rules.iter().enumerate() {
             table.tcp.push(TcpRule {
@@ -226,10 +247,11 @@ fn http_table(group: &Group<'_>, splits: &Splits, breakers: &Breakers, findings:
     let mut table = RouteTable::default();
     let mut entries = Vec::new();
     for (object, route, _) in &group.http {
-        add_origin(&mut table.origins, object);
+        table.origins.push(origin(object));
         for (index, rule) in route.rules.iter().enumerate() {
             for (place, matched) in rule.matches.iter().enumerate() {
-                let rank = precedence::rank(matched, object.created_unix, (&object.namespace, &object.name), (index, place));
+                let rank =
+                    precedence::rank(matched, object.created_unix, (&object.namespace, &object.name), (index, place));
                 entries.push((rank, *object, index, rule, matched));
             }
         }
@@ -242,9 +264,12 @@ fn http_table(group: &Group<'_>, splits: &Splits, breakers: &Breakers, findings:
             findings.report(
                 object,
                 &rule.place,
-                Problem::new(&codes::UNREACHABLE_MATCH, "a match of this rule is the same as an earlier one on this port")
-                    .effect("no request reaches it: the earlier rule, or the older route, gets them")
-                    .fix("remove it, or make it more specific"),
+                Problem::new(
+                    &codes::UNREACHABLE_MATCH,
+                    "a match of this rule is the same as an earlier one on this port",
+                )
+                .effect("no request reaches it: the earlier rule, or the older route, gets them")
+                .fix("remove it, or make it more specific"),
             );
             continue;
         }
@@ -263,8 +288,10 @@ fn http_table(group: &Group<'_>, splits: &Splits, breakers: &Breakers, findings:
         {
             table.origins.push(origin.clone());
         }
-        let split = || splits.get(&object.key().to_string()).and_then(|splits| splits.get(*index)).cloned().unwrap_or_default();
-        let action = rule.redirect.clone().map_or_else(|| http_rule::Action::Split(split()), http_rule::Action::Redirect);
+        let split =
+            || splits.get(&object.key().to_string()).and_then(|splits| splits.get(*index)).cloned().unwrap_or_default();
+        let action =
+            rule.redirect.clone().map_or_else(|| http_rule::Action::Split(split()), http_rule::Action::Redirect);
         table.http.push(HttpRule {
             name: rule_name(object, rule.name.as_deref(), *index),
             matches: vec![(*matched).clone()],
@@ -311,8 +338,11 @@ fn remark<'m>(group: &Group<'_>, matches: impl Iterator<Item = &'m RequestMatch>
         findings.report(
             object,
             &parent.place,
-            Problem::new(&codes::REGEX_AND_PREFIX, "regular expressions and prefixes on this port may match the same path")
-                .effect("the one with the longer text wins"),
+            Problem::new(
+                &codes::REGEX_AND_PREFIX,
+                "regular expressions and prefixes on this port may match the same path",
+            )
+            .effect("the one with the longer text wins"),
         );
     }
 }
@@ -334,7 +364,8 @@ fn resolve_all<'a>(
     let mut splits = Vec::new();
     for (backends, redirects, place) in rules {
         if !redirects && backends.iter().all(|backend| backend.weight == 0) {
-            let message = if backends.is_empty() { "this rule has no backend" } else { "all weights of this rule are zero" };
+            let message =
+                if backends.is_empty() { "this rule has no backend" } else { "all weights of this rule are zero" };
             findings.report(
                 object,
                 place,
@@ -356,7 +387,8 @@ fn resolve(
     settings: &MeshSettings,
     findings: &mut Findings,
 ) -> Arm {
-    let effect = if object.kind == "TCPRoute" { "connections of its share are closed" } else { "requests of its share get 500" };
+    let effect =
+        if object.kind == "TCPRoute" { "connections of its share are closed" } else { "requests of its share get 500" };
     let bad = |findings: &mut Findings, code, reason, message: String, fix: String| {
         findings.unresolved(object, reason, message.clone());
         findings.report(object, &backend.place, Problem::new(code, message.clone()).effect(effect).fix(fix));
@@ -375,11 +407,23 @@ fn resolve(
             }
             (Some(service), None) => {
                 let fix = format!("add port: one of {}", service.ports_text());
-                bad(findings, &codes::BACKEND_PORT_NOT_FOUND, "BackendNotFound", format!("the port of Service {name} is missing"), fix)
+                bad(
+                    findings,
+                    &codes::BACKEND_PORT_NOT_FOUND,
+                    "BackendNotFound",
+                    format!("the port of Service {name} is missing"),
+                    fix,
+                )
             }
             (Some(service), Some(port)) if service.port(port).is_none() => {
                 let fix = format!("use one of its ports: {}", service.ports_text());
-                bad(findings, &codes::BACKEND_PORT_NOT_FOUND, "BackendNotFound", format!("Service {name} has no port {port}"), fix)
+                bad(
+                    findings,
+                    &codes::BACKEND_PORT_NOT_FOUND,
+                    "BackendNotFound",
+                    format!("Service {name} has no port {port}"),
+                    fix,
+                )
             }
             (Some(_), Some(port)) => {
                 arm::To::Target(Target { service: key, port: u32::from(port), subset: String::new() })
@@ -400,7 +444,10 @@ fn near_service(namespace: &str, name: &str, services: &BTreeMap<String, Service
         return "correct the name, or add the Service".to_owned();
     }
     let prefix = format!("{namespace}/");
-    let here = services.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, service)| service.name.as_str());
+    let here = services
+        .range(prefix.clone()..)
+        .take_while(|(key, _)| key.starts_with(&prefix))
+        .map(|(_, service)| service.name.as_str());
     if let Some(near) = crate::api::values::nearest(name, here.take(1000)) {
         return format!("did you mean \"{near}\"?");
     }

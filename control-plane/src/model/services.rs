@@ -32,6 +32,9 @@ pub struct Service {
     pub hosts: Vec<String>,
     pub ports: Vec<Port>,
     pub endpoints: Vec<Endpoint>,
+    /// The WorkloadEntry or EndpointSlice that an endpoint comes from, by uid. Kept apart from `origins`, so that
+    /// endpoints that come and go leave the service itself unchanged.
+    pub(crate) endpoint_origins: BTreeMap<String, Origin>,
     /// No mesh identity is expected behind it.
     pub external: bool,
     /// The address that the application dialled is the endpoint.
@@ -71,7 +74,11 @@ impl Service {
 }
 
 /// All services by key. `objects` are in order of age.
-pub(super) fn collect(objects: &[&Arc<Object>], inputs: &Inputs<'_>, findings: &mut Findings) -> BTreeMap<String, Service> {
+pub(super) fn collect(
+    objects: &[&Arc<Object>],
+    inputs: &Inputs<'_>,
+    findings: &mut Findings,
+) -> BTreeMap<String, Service> {
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
     let mut claims: HashMap<String, String> = HashMap::new();
     for object in objects {
@@ -105,11 +112,17 @@ pub(super) fn collect(objects: &[&Arc<Object>], inputs: &Inputs<'_>, findings: &
             Entry::Vacant(entry) => {
                 service.owns_host = has_host;
                 if !has_host {
-                    findings.refuse(object, "Conflicted", format!("host {} already belongs to another service", service.host));
+                    findings.refuse(
+                        object,
+                        "Conflicted",
+                        format!("host {} already belongs to another service", service.host),
+                    );
                 }
                 entry.insert(service);
             }
-            Entry::Occupied(_) => findings.refuse(object, "Conflicted", format!("{} is already defined by an older object", service.key)),
+            Entry::Occupied(_) => {
+                findings.refuse(object, "Conflicted", format!("{} is already defined by an older object", service.key))
+            }
         }
     }
     services
@@ -145,6 +158,7 @@ fn read(object: &Arc<Object>, inputs: &Inputs<'_>) -> Option<Service> {
                 ],
                 ports: ports.collect(),
                 endpoints: Vec::new(),
+                endpoint_origins: BTreeMap::new(),
                 external: false,
                 passthrough: false,
                 owns_host: true,
@@ -178,6 +192,7 @@ fn read(object: &Arc<Object>, inputs: &Inputs<'_>) -> Option<Service> {
                 hosts: further.to_vec(),
                 ports: ports.collect(),
                 endpoints: Vec::new(),
+                endpoint_origins: BTreeMap::new(),
                 external: spec.external,
                 passthrough,
                 owns_host: true,

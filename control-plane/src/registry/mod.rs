@@ -7,6 +7,7 @@
 
 pub mod health;
 pub mod rules;
+pub mod saving;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use std::{
 
 use outrigger_proto::mesh::Registration;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -39,6 +41,9 @@ pub struct Registry {
     signal: Arc<Signal>,
     dial: Dial,
     limit: usize,
+    stop: CancellationToken,
+    /// Woken when there is something to store.
+    saving: Notify,
 }
 
 #[derive(Default)]
@@ -82,8 +87,11 @@ pub enum RegistrationRefused {
 
 impl Registry {
     /// An empty registry; `restore` brings back what was known before a restart.
-    pub fn new(signal: Arc<Signal>, dial: Dial, limit: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), signal, dial, limit })
+    ///
+    /// At most `limit` workloads. Health checks end with `stop`; streams that end after it take nobody out, so that a
+    /// restart finds everybody in the store.
+    pub fn new(signal: Arc<Signal>, dial: Dial, limit: usize, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), signal, dial, limit, stop, saving: Notify::new() })
     }
 
     /// Takes back stored registrations; each stays for as long as its port answers, or until its sidecar is back.
@@ -144,6 +152,7 @@ impl Registry {
         if changed {
             inner.generation += 1;
             inner.unsaved.insert(uid);
+            self.saving.notify_one();
             if urgent {
                 self.signal.urgent();
             } else {
@@ -162,7 +171,9 @@ impl Registry {
             return;
         }
         entry.stream = None;
-        self.check(&mut inner, uid);
+        if !self.stop.is_cancelled() {
+            self.check(&mut inner, uid);
+        }
     }
 
     /// Starts the check of a workload without a stream, or takes it out when there is nothing to check.
@@ -172,11 +183,13 @@ impl Registry {
             self.take_out(inner, uid, "its stream ended");
             return;
         };
-        let stop = CancellationToken::new();
+        // Streams are dropped with their runtime: then there is nobody to knock any more.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let stop = self.stop.child_token();
         entry.check = Some(stop.clone());
         let (registry, uid) = (Arc::clone(self), uid.to_owned());
         let dial = Arc::clone(&self.dial);
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = health::until_gone(address, dial) => {
@@ -198,6 +211,7 @@ impl Registry {
             tracing::info!(workload = uid, why, "workload is gone");
             inner.generation += 1;
             inner.unsaved.insert(uid.to_owned());
+            self.saving.notify_one();
             self.signal.urgent();
         }
     }

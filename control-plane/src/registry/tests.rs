@@ -28,7 +28,7 @@ fn registry(answer: Arc<Mutex<Knock>>) -> (Arc<Registry>, Arc<Signal>) {
         let answer = *answer.lock();
         Box::pin(async move { answer })
     });
-    (Registry::new(Arc::clone(&signal), dial, 3), signal)
+    (Registry::new(Arc::clone(&signal), dial, 3, CancellationToken::new()), signal)
 }
 
 fn known(registry: &Registry) -> Vec<String> {
@@ -133,7 +133,8 @@ async fn news_of_health_is_urgent_and_equal_news_is_none() {
 async fn claims_that_the_certificate_does_not_back_are_refused() {
     // A workload must not register into another's service.
     let (registry, _) = registry(Arc::new(Mutex::new(Knock::Answered)));
-    let changes: [(fn(&mut Registration), &str); 8] = [
+    type Change = fn(&mut Registration);
+    let changes: [(Change, &str); 8] = [
         (|r| r.namespace = "bank".to_owned(), "its certificate says"),
         (|r| r.service_account = "admin".to_owned(), "its certificate says"),
         (|r| r.workload = "a/b".to_owned(), "its name"),

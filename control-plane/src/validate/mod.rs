@@ -143,3 +143,24 @@ pub fn reference() -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    #[test]
+    fn problems_are_flat_for_programs() {
+        // Editors and pipelines read file, line and column from the top level.
+        let (_, problems) = crate::api::parse("a.yaml", "apiVersion: v1\nkind: Servce\n", "default");
+        let json = serde_json::to_value(&problems[0]).unwrap();
+        for (name, value) in [
+            ("code", "ORG0205"),
+            ("severity", "error"),
+            ("file", "a.yaml"),
+            ("path", "kind"),
+            ("fix", "did you mean Service?"),
+        ] {
+            assert_eq!(json[name], value, "{json}");
+        }
+        assert_eq!((json["line"].as_u64(), json["column"].as_u64()), (Some(2), Some(7)));
+    }
+}

@@ -112,6 +112,7 @@ pub fn show(resource: &Resource) -> Value {
         Kind::Node => debug_to_json(&mesh::Node::decode(bytes).unwrap()),
     };
     let mut shown = json!({ "message": message });
+    shown["origins"] = resource.origins.iter().map(ToString::to_string).collect();
     if !resource.aliases.is_empty() {
         shown["aliases"] = resource.aliases.iter().map(ToString::to_string).collect();
     }
@@ -145,10 +146,11 @@ impl Parser<'_> {
                 items.push(self.value().unwrap_or_else(|| json!({})));
                 self.eat(",");
             }
-            return (!items.is_empty()).then(|| Value::Array(items));
+            return (!items.is_empty()).then_some(Value::Array(items));
         }
         if self.eat("{") {
-            return self.fields(|parser| parser.value().map_or_else(String::new, |key| key.as_str().unwrap().to_owned()));
+            return self
+                .fields(|parser| parser.value().map_or_else(String::new, |key| key.as_str().unwrap().to_owned()));
         }
         if self.rest.starts_with("b\"") {
             self.eat("b");
@@ -157,9 +159,12 @@ impl Parser<'_> {
         }
         if self.rest.starts_with('"') {
             let text = String::from_utf8(self.quoted()).unwrap();
-            return (!text.is_empty()).then(|| Value::String(text));
+            return (!text.is_empty()).then_some(Value::String(text));
         }
-        let end = self.rest.find(|letter: char| !(letter.is_alphanumeric() || "_.-:".contains(letter))).unwrap_or(self.rest.len());
+        let end = self
+            .rest
+            .find(|letter: char| !(letter.is_alphanumeric() || "_.-:".contains(letter)))
+            .unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         if let Ok(number) = word.parse::<serde_json::Number>() {
@@ -173,7 +178,11 @@ impl Parser<'_> {
         if self.eat("(") {
             let inner = self.value();
             assert!(self.eat(")"), "{}", self.rest);
-            return if word == "Some" { Some(inner.unwrap_or_else(|| json!({}))) } else { Some(json!({ word: inner })) };
+            return if word == "Some" {
+                Some(inner.unwrap_or_else(|| json!({})))
+            } else {
+                Some(json!({ word: inner }))
+            };
         }
         if self.eat("{") {
             return self.fields(|parser| {
@@ -197,7 +206,7 @@ impl Parser<'_> {
             }
             self.eat(",");
         }
-        (!fields.is_empty()).then(|| Value::Object(fields))
+        (!fields.is_empty()).then_some(Value::Object(fields))
     }
 
     fn quoted(&mut self) -> Vec<u8> {

@@ -318,14 +318,6 @@ async fn workloads_outlive_the_control_plane_and_not_themselves() {
     let mut registered = Stream::open(&first, &server, &mine).await.unwrap();
     registered.take().await;
     let pin = first.root_pin.clone();
-    // Its registration is stored after it was published.
-    tokio::time::timeout(client::PATIENCE, async {
-        while !first.admin().store.workloads().unwrap().iter().any(|w| w.uid == "shop/reviews-1") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .unwrap();
     assert!(matches!(start(settings(folder.path())).await, Err(StartError::Store(_))), "one folder, one control plane");
     first.shutdown().await;
     drop(registered);
@@ -350,6 +342,56 @@ async fn restart(folder: &Path) -> Running {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_reaches_everybody() {
+    // `apply --wait` counts every proxy, however many changes come at once.
+    const PROXIES: usize = 60;
+    let (_folder, plane) = plane().await;
+    let me = join(&plane, "shop", "reviews").await;
+    let mut tasks = Vec::new();
+    for n in 0..PROXIES {
+        let mine = registration("shop", "reviews", &format!("reviews-{n}"), 15006);
+        let mut stream = Stream::open(&plane, &me, &mine).await.unwrap();
+        stream.send(subscribe(Kind::Service, &[REVIEWS])).await;
+        tasks.push(tokio::spawn(async move {
+            loop {
+                stream.take().await;
+            }
+        }));
+    }
+    let mut revision = 0;
+    for port in 81..101 {
+        revision = apply(&plane, &SERVICE.replace("port: 80,", &format!("port: {port},"))).await.revision;
+    }
+    assert_eq!(revision, 20);
+    let report = last_report(&plane, revision, 30_000).await;
+    assert_eq!((usize::try_from(report.total).unwrap(), report.in_effect, report.done), (PROXIES, report.total, true));
+    println!("{PROXIES} proxies after {} us", report.elapsed_us);
+    for task in tasks {
+        task.abort();
+    }
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_connections_end_and_their_streams_come_back() {
+    // Connections must be spread again after a scale-out, without losing a workload on the way.
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(folder.path());
+    settings.limits.connection_age = Duration::from_millis(300);
+    let plane = start(settings).await.unwrap();
+    let me = join(&plane, "shop", "reviews").await;
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mine = registration("shop", "reviews", "reviews-1", port.local_addr().unwrap().port());
+    for _ in 0..2 {
+        let mut stream = Stream::open(&plane, &me, &mine).await.unwrap();
+        stream.take().await;
+        assert_eq!(stream.next().await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(plane.admin().registry.workloads().1.len(), 1);
+    }
+    plane.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
