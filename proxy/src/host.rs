@@ -58,6 +58,15 @@ where
     tokio::spawn(future)
 }
 
+/// Runs work that blocks (files) beside the runtime; the result comes when it is done, even if nobody waits.
+pub fn run_blocking<F, R>(work: F) -> JoinHandle<R>
+where
+    F: FnOnce() -> R + Send + 'static,
+    R: Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+}
+
 /// Any connected byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
@@ -79,6 +88,14 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
         socket.bind(source)?;
     }
     socket.connect(address).await
+}
+
+/// The addresses of "host:port"; the caller bounds the time.
+///
+/// # Errors
+/// The resolver's, unchanged.
+pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host(address).await?.collect())
 }
 
 /// How an outgoing connection differs from the ordinary.

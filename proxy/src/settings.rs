@@ -141,6 +141,9 @@ pub struct Limits {
     pub requests_per_connection: u64,
     /// Names waiting to be looked up at the control plane. Default 1000.
     pub pending_demands: usize,
+    /// Names followed because they were looked up, existing or not; past it the longest unused is forgotten.
+    /// Default 4096.
+    pub demanded_names: usize,
     /// Idle pooled connections to one endpoint and worker. Default 100.
     pub idle_connections_per_endpoint: usize,
 }
@@ -167,6 +170,7 @@ impl Default for Limits {
             handshakes: 1_000,
             requests_per_connection: 100_000,
             pending_demands: 1_000,
+            demanded_names: 4_096,
             idle_connections_per_endpoint: 100,
         }
     }
@@ -215,6 +219,9 @@ pub struct Timeouts {
     /// Wait for a name that was never seen. Default 250 ms.
     #[serde(with = "seconds")]
     pub demand: Duration,
+    /// A destination looked up on demand and not used for this long is no longer followed. Default 1800 s.
+    #[serde(with = "seconds")]
+    pub forget: Duration,
     /// Half-closed opaque connection. Default 3600 s.
     #[serde(with = "seconds")]
     pub half_close: Duration,
@@ -237,6 +244,7 @@ impl Default for Timeouts {
             ping_timeout: Duration::from_secs(5),
             tcp_user: Duration::from_secs(10),
             demand: Duration::from_millis(250),
+            forget: Duration::from_secs(1800),
             half_close: Duration::from_secs(3600),
         }
     }

@@ -104,7 +104,7 @@ pub struct Service {
 }
 
 /// One port of a service, as this client sees it: its routes and policy already chosen by namespace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ServicePort {
     pub port: u16,
     pub name: Arc<str>,
@@ -152,6 +152,37 @@ pub struct Policy {
     pub retry_budget: RetryBudgetPolicy,
     /// `None`: no breaker.
     pub breaker: Option<Arc<BreakerPolicy>>,
+}
+
+impl Default for PolicySet {
+    /// For ports that name no policy.
+    fn default() -> Self {
+        Self { base: Arc::default(), subsets: Vec::new() }
+    }
+}
+
+impl Default for Policy {
+    /// What holds where the user said nothing.
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            limits: LimitPolicy::default(),
+            connect_timeout: None,
+            max_requests_per_connection: 0,
+            http_idle_timeout: None,
+            tcp_idle_timeout: None,
+            max_connection_duration: None,
+            max_concurrent_streams: 0,
+            ejection: None,
+            tls: TlsMode::Auto,
+            retry_budget: RetryBudgetPolicy {
+                percent: 20.0,
+                min_retries_per_second: 10,
+                window: Duration::from_secs(10),
+            },
+            breaker: None,
+        }
+    }
 }
 
 /// Whether to use mutual TLS with the mesh's identities.

@@ -1,1 +1,16 @@
-//! See ARCHITECTURE.md.
+//! Requests in, responses out.
+//!
+//! `serve` reads them (the one file that knows hyper's server), `normalize` gives each request one meaning, `headers`
+//! edits the fields that concern a hop, `body` and `replay` carry the content, `upgrade` leaves HTTP, `grpc` reads
+//! gRPC's fields, and `reply` writes every response that does not come from an endpoint.
+
+pub mod body;
+pub mod grpc;
+pub mod headers;
+pub mod normalize;
+pub mod replay;
+pub mod reply;
+pub mod serve;
+pub mod upgrade;
+
+pub use body::{Body, BodyError};

@@ -1,6 +1,6 @@
 //! How hard to try: deadlines, retries within a budget, limits, ejection, the breaker and its fallback.
 //!
-//! Everything here is pure except `call`, the attempt loop.
+//! Everything here is pure except `call`, the attempt loop, and `limits`, which counts for the whole process.
 
 pub mod breaker;
 pub mod call;
@@ -10,3 +10,4 @@ pub mod fallback;
 pub mod limits;
 pub mod retry;
 pub mod retry_budget;
+mod rolling;

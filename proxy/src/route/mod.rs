@@ -9,9 +9,9 @@ pub mod split;
 pub mod table;
 
 pub use edit::{HeaderEdit, PathRewrite, Redirect, Rewrite};
-pub use matching::{PathMatch, RequestMatch, StringMatch};
+pub use matching::{PathMatch, RegexError, RequestMatch, StringMatch};
 pub use split::{Arm, Leg, Split};
-pub use table::{Action, HttpRule, RouteTable, TcpRule};
+pub use table::{Action, HttpRule, RouteTable, RuleInfo, TcpRule};
 
 use std::sync::Arc;
 

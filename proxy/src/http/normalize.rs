@@ -1,0 +1,619 @@
+//! One canonical request: what routing, authorization and the endpoint see is the same. Pure.
+//!
+//! Called by the journeys first of all. Afterwards the path is origin-form and normalised, the authority stands in an
+//! extension ([`Target`]) and in exactly one Host field, and framing fields are unambiguous. Everything that two
+//! readers could understand differently is refused with 400 instead of repaired.
+//! It sees the request after hyper's parser; what that repairs silently (bare line feeds, Content-Length beside
+//! Transfer-Encoding, fragments) is the matter of a gate before it. TRACE passes, without content: whether an application
+//! answers it is its own decision.
+
+use std::borrow::Cow;
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::Body as _;
+use hyper::ext::Protocol;
+
+use super::Body;
+use crate::{
+    failure::{Failure, Reason},
+    settings::Limits,
+};
+
+/// Where a request wants to go, apart from its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Lower case, without a trailing dot; `None` only for HTTP/1.0 without Host.
+    pub authority: Option<Authority>,
+    /// What the client said (absolute-form, `:scheme`), else http.
+    pub scheme: Scheme,
+}
+
+/// The authority that routing sees; `None` before [`normalize`], or for HTTP/1.0 without Host.
+pub fn authority<B>(request: &Request<B>) -> Option<&Authority> {
+    request.extensions().get::<Target>()?.authority.as_ref()
+}
+
+/// Which rule a request broke. The text is shown to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("host is missing")]
+    HostMissing,
+    #[error("host is given more than once")]
+    HostRepeated,
+    #[error("host is not a valid name or address with an optional port")]
+    HostInvalid,
+    #[error("host and request target name different authorities")]
+    HostMismatch,
+    #[error("request target has a form that this method does not allow")]
+    TargetForm,
+    #[error("scheme of the request target is neither http nor https")]
+    TargetScheme,
+    #[error("request target holds a byte outside of ASCII")]
+    TargetNotAscii,
+    #[error("path holds an encoded zero byte")]
+    TargetNul,
+    #[error("request target is too long")]
+    TargetTooLong,
+    #[error("request has too many header fields")]
+    TooManyFields,
+    #[error("content-length is not one number")]
+    ContentLength,
+    #[error("transfer-encoding is not exactly chunked, or stands where it must not")]
+    TransferEncoding,
+    #[error("content-length and transfer-encoding are both given")]
+    FramingConflict,
+    #[error("content is not allowed with this method")]
+    UnexpectedContent,
+    #[error("only the expectation 100-continue is supported")]
+    Expectation,
+}
+
+impl Violation {
+    /// What it is answered with.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    const fn reason(self) -> Reason {
+        match self {
+            Self::TargetTooLong | Self::TooManyFields => Reason::HeadTooLarge,
+            _ => Reason::BadRequest,
+        }
+    }
+}
+
+/// Gives the request its one meaning, or refuses it.
+///
+/// # Errors
+/// [`Reason::BadRequest`] or [`Reason::HeadTooLarge`], with the [`Violation`] as source, by which `reply` picks the status.
+pub fn normalize(request: &mut Request<Body>, limits: &Limits) -> Result<(), Failure> {
+    check_size(request, limits)
+        .and_then(|()| check_framing(request))
+        .and_then(|()| settle_expectation(request.headers_mut()))
+        .and_then(|()| settle_target(request))
+        .map_err(|violation| Failure::new(violation.reason()).because(violation))?;
+    join_cookies(request);
+    Ok(())
+}
+
+fn check_size(request: &Request<Body>, limits: &Limits) -> Result<(), Violation> {
+    let uri = request.uri();
+    let bytes = uri.path_and_query().map_or(0, |path| path.as_str().len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len());
+    if bytes > limits.uri_bytes {
+        return Err(Violation::TargetTooLong);
+    }
+    if request.headers().len() > limits.header_fields {
+        return Err(Violation::TooManyFields);
+    }
+    Ok(())
+}
+
+fn check_framing(request: &Request<Body>) -> Result<(), Violation> {
+    let headers = request.headers();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).into_iter();
+    if let Some(coding) = codings.next() {
+        // RFC 9112 §6.1: codings other than chunked would have to be understood to find the end; and a Transfer-Encoding on
+        // HTTP/1.0 or HTTP/2 is a sign of somebody smuggling.
+        let exactly_chunked = codings.next().is_none() && coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !exactly_chunked || request.version() != Version::HTTP_11 {
+            return Err(Violation::TransferEncoding);
+        }
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(Violation::FramingConflict);
+        }
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).into_iter();
+    if let Some(length) = lengths.next() {
+        // RFC 9110 §8.6 would let equal repetitions pass; then the next reader has to agree on that too.
+        let digits = length.as_bytes();
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        let fits = length.to_str().is_ok_and(|text| text.parse::<u64>().is_ok());
+        if lengths.next().is_some() || !is_number || !fits {
+            return Err(Violation::ContentLength);
+        }
+    }
+    // RFC 9110 §9.3.8: "A client MUST NOT send content in a TRACE request".
+    if request.method() == Method::TRACE && !request.body().is_end_stream() {
+        return Err(Violation::UnexpectedContent);
+    }
+    Ok(())
+}
+
+/// hyper answers 100-continue itself as soon as somebody reads the body, so the next hop must not be asked again.
+fn settle_expectation(headers: &mut HeaderMap) -> Result<(), Violation> {
+    if headers.contains_key(header::EXPECT) {
+        let known = headers
+            .get_all(header::EXPECT)
+            .into_iter()
+            .all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        if !known {
+            return Err(Violation::Expectation);
+        }
+        headers.remove(header::EXPECT);
+    }
+    Ok(())
+}
+
+fn settle_target(request: &mut Request<Body>) -> Result<(), Violation> {
+    let uri = request.uri();
+    let is_tunnel = request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none();
+    let scheme = match uri.scheme() {
+        None => Scheme::HTTP,
+        Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => scheme.clone(),
+        Some(_) => return Err(Violation::TargetScheme),
+    };
+    let origin = if is_tunnel { None } else { Some(settle_path(request)?) };
+    let named = uri.authority().map(|authority| Host::parse(authority.as_str().as_bytes())).transpose()?;
+    if is_tunnel && named.as_ref().is_none_or(|host| host.port.is_none()) {
+        // RFC 9112 §3.2.3: "There is no default port; a client MUST send the port number".
+        return Err(Violation::TargetForm);
+    }
+    let written = host_field(request.headers())?;
+    // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message that lacks a
+    // Host header field"; HTTP/2 has :authority instead (RFC 9113 §8.3.1).
+    if written.is_none()
+        && (request.version() == Version::HTTP_11 || named.is_none())
+        && request.version() > Version::HTTP_10
+    {
+        return Err(Violation::HostMissing);
+    }
+    if let (Some(named), Some(written)) = (&named, &written)
+        && !(named.is_same(written, &scheme) || is_tunnel && written.port.is_none() && named.name == written.name)
+    {
+        return Err(Violation::HostMismatch);
+    }
+    // RFC 9112 §3.2.2: the absolute form decides; here both say the same.
+    let text = uri.authority().map(Authority::as_str);
+    let field = match (text, &written) {
+        (Some(text), None) => Some(HeaderValue::from_str(text).map_err(|_| Violation::HostInvalid)?),
+        _ => None,
+    };
+    let authority = match named.or(written) {
+        Some(host) => Some(host.authority()?),
+        None => None,
+    };
+    if let Some(field) = field {
+        request.headers_mut().insert(header::HOST, field);
+    }
+    if let Some(Some(origin)) = origin {
+        *request.uri_mut() = origin;
+    }
+    request.extensions_mut().insert(Target { authority, scheme });
+    Ok(())
+}
+
+/// The one Host field; `None` when there is none.
+fn host_field(headers: &HeaderMap) -> Result<Option<Host>, Violation> {
+    let mut hosts = headers.get_all(header::HOST).into_iter();
+    let Some(host) = hosts.next() else {
+        return Ok(None);
+    };
+    if hosts.next().is_some() {
+        return Err(Violation::HostRepeated);
+    }
+    Host::parse(host.as_bytes()).map(Some)
+}
+
+/// A host in its one spelling.
+#[derive(Debug, PartialEq, Eq)]
+struct Host {
+    name: String,
+    port: Option<u16>,
+}
+
+/// RFC 1035 §2.3.4, and a trailing dot.
+const MAX_HOST_BYTES: usize = 254;
+
+impl Host {
+    /// `uri-host [ ":" port ]` (RFC 9110 §7.2), without user information, escapes and the empty forms.
+    fn parse(bytes: &[u8]) -> Result<Self, Violation> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Violation::HostInvalid)?;
+        let (name, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (address, rest) = rest.split_once(']').ok_or(Violation::HostInvalid)?;
+            let address: std::net::Ipv6Addr = address.parse().map_err(|_| Violation::HostInvalid)?;
+            (format!("[{address}]"), rest)
+        } else {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            if !is_name(name) {
+                return Err(Violation::HostInvalid);
+            }
+            let name = name.strip_suffix('.').unwrap_or(name);
+            (name.to_ascii_lowercase(), port)
+        };
+        let port = match port.strip_prefix(':') {
+            None if port.is_empty() => None,
+            Some(digits) if (1..=5).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit()) => {
+                Some(digits.parse().ok().filter(|port| *port != 0).ok_or(Violation::HostInvalid)?)
+            }
+            _ => return Err(Violation::HostInvalid),
+        };
+        Ok(Self { name, port })
+    }
+
+    /// Whether both mean the same place; a port that the scheme implies may be left out.
+    fn is_same(&self, other: &Self, scheme: &Scheme) -> bool {
+        let implied = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+        self.name == other.name && self.port.unwrap_or(implied) == other.port.unwrap_or(implied)
+    }
+
+    fn authority(self) -> Result<Authority, Violation> {
+        let text = match self.port {
+            Some(port) => format!("{}:{port}", self.name),
+            None => self.name,
+        };
+        Authority::try_from(text).map_err(|_| Violation::HostInvalid)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let labels = name.strip_suffix('.').unwrap_or(name);
+    name.len() <= MAX_HOST_BYTES
+        && labels.split('.').all(|label| {
+            !label.is_empty()
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~'))
+        })
+}
+
+/// The target as path and query; `None`: it is that already.
+fn settle_path(request: &Request<Body>) -> Result<Option<Uri>, Violation> {
+    let uri = request.uri();
+    let Some(target) = uri.path_and_query() else {
+        // "GET name" is read as authority-form, which only CONNECT may have.
+        return Err(Violation::TargetForm);
+    };
+    if !target.as_str().is_ascii() {
+        return Err(Violation::TargetNotAscii);
+    }
+    let path = target.path();
+    if path == "*" {
+        // RFC 9112 §3.2.4: "only used for a server-wide OPTIONS request".
+        return if request.method() == Method::OPTIONS { Ok(None) } else { Err(Violation::TargetForm) };
+    }
+    if !path.starts_with('/') {
+        return Err(Violation::TargetForm);
+    }
+    let normal = normalize_path(path)?;
+    if matches!(normal, Cow::Borrowed(_)) && uri.authority().is_none() && uri.scheme().is_none() {
+        return Ok(None);
+    }
+    let target = match (normal, target.query()) {
+        (Cow::Borrowed(_), _) => target.clone(),
+        (Cow::Owned(path), None) => PathAndQuery::try_from(path).map_err(|_| Violation::TargetForm)?,
+        (Cow::Owned(path), Some(query)) => {
+            PathAndQuery::try_from(format!("{path}?{query}")).map_err(|_| Violation::TargetForm)?
+        }
+    };
+    Ok(Some(Uri::from(target)))
+}
+
+/// Istio's BASE: backslash is a slash, unreserved characters are not escaped, dot segments are resolved. Slashes are not merged,
+/// and escapes of reserved characters and broken escapes stay as they are. Doing it twice changes nothing.
+fn normalize_path(path: &str) -> Result<Cow<'_, str>, Violation> {
+    if !path.contains(['%', '\\']) && !path.contains("/.") {
+        return Ok(Cow::Borrowed(path));
+    }
+    let mut decoded = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(character) = rest.chars().next() {
+        let after = rest.get(character.len_utf8()..).unwrap_or_default();
+        match (character, escaped(after)) {
+            ('%', Some(0)) => return Err(Violation::TargetNul),
+            // RFC 3986 §6.2.2.2: escapes of unreserved characters mean the character. Behind a broken escape it stays,
+            // or it would make a whole one of it.
+            ('%', Some(byte)) if is_unreserved(byte) && !ends_in_broken_escape(&decoded) => {
+                decoded.push(char::from(byte));
+                rest = after.get(2..).unwrap_or_default();
+                continue;
+            }
+            ('\\', _) => decoded.push('/'),
+            (other, _) => decoded.push(other),
+        }
+        rest = after;
+    }
+    let normal = remove_dot_segments(&decoded);
+    Ok(if normal == path { Cow::Borrowed(path) } else { Cow::Owned(normal) })
+}
+
+/// The byte that two hex digits at the start stand for.
+fn escaped(text: &str) -> Option<u8> {
+    let digits = text.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+fn ends_in_broken_escape(text: &str) -> bool {
+    match text.as_bytes() {
+        [.., b'%'] => true,
+        [.., b'%', digit] => digit.is_ascii_hexdigit(),
+        _ => false,
+    }
+}
+
+/// RFC 3986 §2.3.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// RFC 3986 §5.2.4, for a path that begins with a slash.
+fn remove_dot_segments(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    kept.pop();
+                }
+                if is_last {
+                    kept.push("");
+                }
+            }
+            _ => kept.push(segment),
+        }
+    }
+    let mut normal = String::with_capacity(path.len());
+    for segment in kept {
+        normal.push('/');
+        normal.push_str(segment);
+    }
+    normal
+}
+
+/// RFC 9113 §8.2.3: crumbs "MUST be concatenated into a single octet string using the two-octet delimiter" before they go on
+/// over HTTP/1.1; rules should see the same cookie either way.
+fn join_cookies(request: &mut Request<Body>) {
+    if request.version() < Version::HTTP_2 || request.headers().get_all(header::COOKIE).into_iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = request.headers().get_all(header::COOKIE).into_iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(b"; ".as_slice())) {
+        request.headers_mut().insert(header::COOKIE, cookie);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const H1: Version = Version::HTTP_11;
+    const H2: Version = Version::HTTP_2;
+
+    fn request(version: Version, method: &str, target: &str, fields: &[(&'static str, &str)]) -> Request<Body> {
+        let mut request = Request::builder().version(version).method(method).uri(target).body(Body::empty()).unwrap();
+        for (name, value) in fields {
+            request.headers_mut().append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        request
+    }
+
+    fn violation(mut request: Request<Body>) -> Option<Violation> {
+        let failure = normalize(&mut request, &Limits::default()).err()?;
+        let violation = *failure.source.as_ref().unwrap().downcast_ref::<Violation>().unwrap();
+        assert_eq!(failure.reason, violation.reason());
+        Some(violation)
+    }
+
+    #[test]
+    fn accepted_requests_have_one_meaning() {
+        // Rules would look at another host or path than the endpoint.
+        for (version, method, target, host, uri, authority) in [
+            (H1, "GET", "/a?b=%2e", Some("A.Test"), "/a?b=%2e", "a.test"),
+            (H1, "GET", "/", Some("a.test.:8080"), "/", "a.test:8080"),
+            (H1, "GET", "http://a.test/x?y", Some("a.test"), "/x?y", "a.test"),
+            (H1, "GET", "http://A.test:80/x", Some("a.test"), "/x", "a.test:80"),
+            (H1, "GET", "https://a.test/x", Some("a.test:443"), "/x", "a.test"),
+            (H1, "GET", "http://a.test", Some("a.test"), "/", "a.test"),
+            (H1, "OPTIONS", "*", Some("a.test"), "*", "a.test"),
+            (H1, "CONNECT", "a.test:443", Some("a.test:443"), "a.test:443", "a.test:443"),
+            (H1, "CONNECT", "a.test:443", Some("a.test"), "a.test:443", "a.test:443"),
+            (H1, "GET", "/", Some("[FD00:0::1]:80"), "/", "[fd00::1]:80"),
+            (H1, "GET", "/", Some("10.0.0.1"), "/", "10.0.0.1"),
+            (H1, "TRACE", "/", Some("a_b-c"), "/", "a_b-c"),
+            (H2, "GET", "http://a.test/x", None, "/x", "a.test"),
+            (H2, "GET", "http://a.test/x", Some("A.TEST:80"), "/x", "a.test"),
+            (H2, "GET", "/x", Some("a.test"), "/x", "a.test"),
+            (H2, "CONNECT", "a.test:1", None, "a.test:1", "a.test:1"),
+        ] {
+            let mut request =
+                request(version, method, target, &host.map(|host| ("host", host)).into_iter().collect::<Vec<_>>());
+            normalize(&mut request, &Limits::default())
+                .unwrap_or_else(|failure| panic!("{target} {host:?}: {failure}"));
+            assert_eq!(request.uri(), uri, "{target}");
+            assert_eq!(super::authority(&request).unwrap(), authority, "{target}");
+            assert_eq!(request.headers().get_all("host").into_iter().count(), 1, "{target}");
+        }
+        let mut old = request(Version::HTTP_10, "GET", "/", &[]);
+        normalize(&mut old, &Limits::default()).unwrap();
+        assert_eq!(authority(&old), None);
+    }
+
+    #[test]
+    fn requests_with_two_meanings_are_refused() {
+        // Each row has been used to get a request past a proxy's rules, or one client's answer to another.
+        use Violation as V;
+        let long = format!("/{}", "x".repeat(8 * 1024));
+        let huge = "9".repeat(30);
+        for (version, method, target, fields, expected) in [
+            (H1, "GET", "/", vec![], V::HostMissing),
+            (H1, "GET", "http://a.test/", vec![], V::HostMissing),
+            (H2, "GET", "/", vec![], V::HostMissing),
+            (H1, "GET", "/", vec![("host", "a"), ("host", "a")], V::HostRepeated),
+            (H1, "GET", "/", vec![("host", "")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a b")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a,b")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a/b")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "u@a")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a..b")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", ".")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a:")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a:0")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a:65536")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a:+80")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a:80:80")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "::1")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "[::1")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "[::1]x")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "[a]")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "a%2fb")], V::HostInvalid),
+            (H1, "GET", "/", vec![("host", "ä")], V::HostInvalid),
+            (H1, "GET", "http://u@a/", vec![("host", "a")], V::HostInvalid),
+            (H2, "GET", "http://u@a/", vec![], V::HostInvalid),
+            (H1, "GET", "http://a/", vec![("host", "b")], V::HostMismatch),
+            (H1, "GET", "http://a/", vec![("host", "a:81")], V::HostMismatch),
+            (H1, "GET", "https://a/", vec![("host", "a:80")], V::HostMismatch),
+            (H2, "GET", "http://a/", vec![("host", "b")], V::HostMismatch),
+            (H1, "CONNECT", "a:1", vec![("host", "a:2")], V::HostMismatch),
+            (H1, "CONNECT", "a:1", vec![("host", "b")], V::HostMismatch),
+            (H1, "CONNECT", "a", vec![("host", "a")], V::TargetForm),
+            (H1, "CONNECT", "/", vec![("host", "a")], V::TargetForm),
+            (H1, "GET", "a", vec![("host", "a")], V::TargetForm),
+            (H1, "GET", "a:80", vec![("host", "a:80")], V::TargetForm),
+            (H1, "GET", "*", vec![("host", "a")], V::TargetForm),
+            (H1, "GET", "ftp://a/", vec![("host", "a")], V::TargetScheme),
+            (H1, "GET", "/é", vec![("host", "a")], V::TargetNotAscii),
+            (H1, "GET", "/?é", vec![("host", "a")], V::TargetNotAscii),
+            (H1, "GET", "/a%00", vec![("host", "a")], V::TargetNul),
+            (H1, "GET", &long, vec![("host", "a")], V::TargetTooLong),
+            (H1, "POST", "/", vec![("host", "a"), ("content-length", "1"), ("content-length", "1")], V::ContentLength),
+            (H1, "POST", "/", vec![("host", "a"), ("content-length", "1, 1")], V::ContentLength),
+            (H1, "POST", "/", vec![("host", "a"), ("content-length", "+1")], V::ContentLength),
+            (H1, "POST", "/", vec![("host", "a"), ("content-length", "")], V::ContentLength),
+            (H1, "POST", "/", vec![("host", "a"), ("content-length", &huge)], V::ContentLength),
+            (H2, "POST", "http://a/", vec![("content-length", "1"), ("content-length", "1")], V::ContentLength),
+            (H1, "POST", "/", vec![("host", "a"), ("transfer-encoding", "gzip, chunked")], V::TransferEncoding),
+            (H1, "POST", "/", vec![("host", "a"), ("transfer-encoding", "chunked, chunked")], V::TransferEncoding),
+            (H1, "POST", "/", vec![("host", "a"), ("transfer-encoding", "xchunked")], V::TransferEncoding),
+            (
+                H1,
+                "POST",
+                "/",
+                vec![("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+                V::TransferEncoding,
+            ),
+            (Version::HTTP_10, "POST", "/", vec![("transfer-encoding", "chunked")], V::TransferEncoding),
+            (
+                H1,
+                "POST",
+                "/",
+                vec![("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "1")],
+                V::FramingConflict,
+            ),
+            (H1, "POST", "/", vec![("host", "a"), ("expect", "200-ok")], V::Expectation),
+            (H1, "POST", "/", vec![("host", "a"), ("expect", "100-continue"), ("expect", "x")], V::Expectation),
+            (H1, "GET", "/", vec![("host", "a"); 101], V::TooManyFields),
+        ] {
+            let text = format!("{version:?} {method} {} {:?}", &target[..target.len().min(40)], fields.first());
+            assert_eq!(violation(request(version, method, target, &fields)), Some(expected), "{text}");
+        }
+        let mut trace = request(H1, "TRACE", "/", &[("host", "a")]);
+        *trace.body_mut() = Body::full("x");
+        assert_eq!(violation(trace), Some(V::UnexpectedContent));
+    }
+
+    #[test]
+    fn paths_have_one_spelling() {
+        // A rule for /admin would be passed with another spelling of it.
+        for (given, expected) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../../b", "/b"),
+            ("/a/..", "/"),
+            ("/a/.", "/a/"),
+            ("/a/b/../", "/a/"),
+            ("/x/%2e%2E/admin", "/admin"),
+            ("/x/.%2e/admin", "/admin"),
+            ("/%61dmin", "/admin"),
+            ("/\\admin", "//admin"),
+            ("/x\\..\\admin", "/admin"),
+            ("//admin", "//admin"),
+            ("/a//../b", "/a/b"),
+            ("/a%2fb", "/a%2fb"),
+            ("/a%2F..%2Fb", "/a%2F..%2Fb"),
+            ("/a%5cb", "/a%5cb"),
+            ("/a;x=1/b", "/a;x=1/b"),
+            ("/100%", "/100%"),
+            ("/%zz", "/%zz"),
+            ("/%2%65", "/%2%65"),
+            ("/...", "/..."),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a.b/.c", "/a.b/.c"),
+        ] {
+            assert_eq!(normalize_path(given).unwrap(), expected, "{given}");
+        }
+        for nul in ["/%00", "/a%00b", "/%2e%00"] {
+            assert_eq!(normalize_path(nul), Err(Violation::TargetNul));
+        }
+    }
+
+    #[test]
+    fn an_expectation_is_answered_here_and_cookies_are_whole() {
+        // Uploads would wait for two answers of 100, and rules see half of a cookie.
+        let mut given =
+            request(H2, "POST", "http://a/", &[("expect", "100-Continue"), ("cookie", "a=1"), ("cookie", "b=2")]);
+        normalize(&mut given, &Limits::default()).unwrap();
+        assert!(!given.headers().contains_key("expect"));
+        assert_eq!(given.headers().get_all("cookie").into_iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        assert_eq!(given.headers()["host"], "a");
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_changes_nothing(path in "/[a./%\\\\2eE50;-]{0,24}") {
+            // The next sidecar, which normalises again, would see another path than the rules here did.
+            if let Ok(once) = normalize_path(&path) {
+                prop_assert!(once.starts_with('/'));
+                let segments: Vec<_> = once.split('/').collect();
+                prop_assert!(!segments.contains(&".") && !segments.contains(&".."), "{once}");
+                let twice = normalize_path(&once).unwrap();
+                prop_assert_eq!(&*twice, &*once);
+            }
+        }
+
+        #[test]
+        fn no_host_panics(host in "[ -~]{0,40}", target in "[!-~]{1,40}") {
+            // A crafted request would stop the proxy.
+            if let Ok(host) = Host::parse(host.as_bytes()) {
+                prop_assert!(host.authority().is_ok());
+            }
+            if let Ok(uri) = target.parse::<Uri>() {
+                let mut request = request(H1, "GET", "/", &[("host", "a")]);
+                *request.uri_mut() = uri;
+                let _ = normalize(&mut request, &Limits::default());
+            }
+        }
+    }
+}

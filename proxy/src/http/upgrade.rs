@@ -1,0 +1,151 @@
+//! CONNECT and Upgrade: requests that leave HTTP, and the two streams joined into a relay.
+//!
+//! The journeys ask [`wants_upgrade`] after `normalize`, take the downstream side with [`take`] before they forward the
+//! request, and call [`join`] or [`join_stream`] in an own task once the endpoint has agreed (101, or 2xx to CONNECT). Until then no
+//! byte of the new protocol is read: hyper keeps what has come in its buffer.
+
+use http::{Method, Request, Version, header};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+
+use super::Body;
+use crate::{
+    host::Stream,
+    relay::{Counts, RelayError, RelayLimits, relay},
+};
+
+/// How a request asks to leave HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// `Connection: upgrade` with these `Upgrade` tokens on HTTP/1.1; agreed with 101.
+    Http1 { protocol: Box<str> },
+    /// CONNECT to an authority; agreed with 2xx.
+    Connect,
+    /// Extended CONNECT (RFC 8441) on HTTP/2 with this `:protocol`; agreed with 2xx.
+    ExtendedConnect { protocol: Box<str> },
+}
+
+/// Whether and how the request wants to leave HTTP.
+///
+/// An `Upgrade` without `Connection: upgrade` is none (RFC 9110 §7.8), nor is one to `h2c`: that would carry
+/// requests past us (RFC 9113 §3.1 retired it). Both are then removed with the other hop-by-hop fields.
+pub fn wants_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
+        return Some(Upgrade::ExtendedConnect { protocol: protocol.as_str().into() });
+    }
+    if request.method() == Method::CONNECT {
+        return Some(Upgrade::Connect);
+    }
+    if request.version() != Version::HTTP_11 || !has_token(request.headers(), &header::CONNECTION, "upgrade") {
+        return None;
+    }
+    let protocols: Vec<&str> =
+        tokens(request.headers(), &header::UPGRADE).filter(|protocol| !protocol.eq_ignore_ascii_case("h2c")).collect();
+    if protocols.is_empty() {
+        return None;
+    }
+    Some(Upgrade::Http1 { protocol: protocols.join(", ").into() })
+}
+
+/// The elements of a comma-separated field, over all its lines; unreadable lines have none.
+pub(super) fn tokens<'a>(headers: &'a http::HeaderMap, name: &header::HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(|token| token.trim_matches([' ', '\t']))
+        .filter(|token| !token.is_empty())
+}
+
+pub(super) fn has_token(headers: &http::HeaderMap, name: &header::HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
+}
+
+/// Takes what will become the downstream stream; works for responses of an endpoint as well, through `hyper::upgrade::on`.
+pub fn take(request: &mut Request<Body>) -> OnUpgrade {
+    hyper::upgrade::on(request)
+}
+
+/// Why two sides could not be joined, or parted early.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error("downstream did not leave HTTP: {0}")]
+    Downstream(#[source] hyper::Error),
+    #[error("upstream did not leave HTTP: {0}")]
+    Upstream(#[source] hyper::Error),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+}
+
+/// Waits for both sides to leave HTTP, then relays until both directions have ended. `a` of the counts is downstream.
+///
+/// # Errors
+/// [`JoinError`]; both streams are closed then.
+pub async fn join(
+    downstream: OnUpgrade,
+    upstream: OnUpgrade,
+    limits: RelayLimits,
+    counts: &Counts,
+) -> Result<(), JoinError> {
+    let upstream = upstream.await.map_err(JoinError::Upstream)?;
+    join_stream(downstream, TokioIo::new(upstream), limits, counts).await
+}
+
+/// Waits for the downstream side to leave HTTP, then relays to a stream. `a` of the counts is downstream.
+///
+/// # Errors
+/// [`JoinError`]; both streams are closed then.
+pub async fn join_stream<S: Stream>(
+    downstream: OnUpgrade,
+    upstream: S,
+    limits: RelayLimits,
+    counts: &Counts,
+) -> Result<(), JoinError> {
+    let downstream = downstream.await.map_err(JoinError::Downstream)?;
+    Ok(relay(TokioIo::new(downstream), upstream, limits, counts).await?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_real_upgrades_count() {
+        // WebSockets would not work, or requests be carried past every rule.
+        let http1 = |protocol: &str| Some(Upgrade::Http1 { protocol: protocol.into() });
+        for (method, version, fields, expected) in [
+            ("GET", Version::HTTP_11, vec![("connection", "Upgrade"), ("upgrade", "websocket")], http1("websocket")),
+            (
+                "GET",
+                Version::HTTP_11,
+                vec![("connection", "keep-alive, upgrade"), ("upgrade", "a/1, b")],
+                http1("a/1, b"),
+            ),
+            (
+                "GET",
+                Version::HTTP_11,
+                vec![("connection", "x"), ("connection", "upgrade"), ("upgrade", "x")],
+                http1("x"),
+            ),
+            ("GET", Version::HTTP_11, vec![("upgrade", "websocket")], None),
+            ("GET", Version::HTTP_11, vec![("connection", "upgrade")], None),
+            ("GET", Version::HTTP_11, vec![("connection", "upgrade, http2-settings"), ("upgrade", "h2c")], None),
+            ("GET", Version::HTTP_11, vec![("connection", "upgrade"), ("upgrade", "H2C, x")], http1("x")),
+            ("GET", Version::HTTP_10, vec![("connection", "upgrade"), ("upgrade", "x")], None),
+            ("GET", Version::HTTP_2, vec![("connection", "upgrade"), ("upgrade", "x")], None),
+            ("CONNECT", Version::HTTP_11, vec![], Some(Upgrade::Connect)),
+            ("CONNECT", Version::HTTP_2, vec![], Some(Upgrade::Connect)),
+        ] {
+            let mut request = Request::builder().method(method).version(version).body(()).unwrap();
+            for (name, value) in &fields {
+                request.headers_mut().append(*name, value.parse().unwrap());
+            }
+            assert_eq!(wants_upgrade(&request), expected, "{method} {version:?} {fields:?}");
+        }
+        let mut request = Request::builder().method("CONNECT").version(Version::HTTP_2).body(()).unwrap();
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+        assert_eq!(wants_upgrade(&request), Some(Upgrade::ExtendedConnect { protocol: "websocket".into() }));
+    }
+}
