@@ -22,7 +22,13 @@ pub(super) fn add(service: &Service, sink: &mut impl FnMut(Resource)) {
     if !service.passthrough {
         for (index, endpoints) in shard(&service.endpoints).into_iter().enumerate() {
             let name = format!("{}/{index}", service.key);
-            sink(encode(Kind::EndpointShard, &name, Vec::new(), &EndpointShard { endpoints }, &service.origins));
+            let mut origins = service.origins.clone();
+            for origin in endpoints.iter().filter_map(|endpoint| service.endpoint_origins.get(&endpoint.uid)) {
+                if !origins.contains(origin) {
+                    origins.push(origin.clone());
+                }
+            }
+            sink(encode(Kind::EndpointShard, &name, Vec::new(), &EndpointShard { endpoints }, &origins));
             shards.push(name);
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use outrigger_proto::mesh::{Endpoint, EndpointPort, Health, PeerKind, PeerMode};
 
-use super::{Findings, Inputs, PeerModes, RegisteredWorkload, Service, add_origin, selects, service_key};
+use super::{Findings, Inputs, PeerModes, RegisteredWorkload, Service, origin, selects, service_key};
 use crate::{
     api::{
         Object, Spec,
@@ -113,8 +113,8 @@ pub(super) fn attach(
                 let endpoint = match instance {
                     Instance::Workload(workload) => context.of_workload(service, workload),
                     Instance::Entry(object, entry) => {
-                        add_origin(&mut service.origins, object);
                         let uid = format!("{}/{}", object.namespace, object.name);
+                        service.endpoint_origins.insert(uid.clone(), origin(object));
                         context.of_entry(service, entry, uid, &object.name)
                     }
                 };
@@ -132,8 +132,10 @@ pub(super) fn attach(
         }
         if endpoints.is_empty() {
             for (object, slice) in slices.get(&service.key).into_iter().flatten() {
-                add_origin(&mut service.origins, object);
+                let before = endpoints.len();
                 context.of_slice(service, object, slice, &mut endpoints, findings);
+                let uids = endpoints.iter().skip(before).map(|endpoint| endpoint.uid.clone());
+                service.endpoint_origins.extend(uids.map(|uid| (uid, origin(object))));
             }
         }
         if service.publish_not_ready {

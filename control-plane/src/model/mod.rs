@@ -173,14 +173,6 @@ pub(crate) fn origin(object: &Object) -> Origin {
     }
 }
 
-/// Adds an origin unless it is there.
-pub(crate) fn add_origin(origins: &mut Vec<Origin>, object: &Object) {
-    let origin = origin(object);
-    if !origins.contains(&origin) {
-        origins.push(origin);
-    }
-}
-
 /// What became of one object.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {

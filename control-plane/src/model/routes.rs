@@ -14,9 +14,7 @@ use outrigger_proto::mesh::{
 };
 use prost::Message;
 
-use super::{
-    Findings, MeshSettings, Service, add_origin, breakers::Breakers, origin, precedence, protocol, service_key,
-};
+use super::{Findings, MeshSettings, Service, breakers::Breakers, origin, precedence, protocol, service_key};
 use crate::{
     api::{
         Object, Spec,
@@ -232,7 +230,7 @@ fn tcp_table(group: &Group<'_>, splits: &Splits) -> RouteTable {
     let mut table = RouteTable::default();
     // The oldest route has the port to itself: rules of TCPRoutes match everything.
     for (object, route, _) in group.tcp.iter().take(1) {
-        add_origin(&mut table.origins, object);
+        table.origins.push(origin(object));
         let resolved = splits.get(&object.key().to_string());
         for (index, rule) in route.rules.iter().enumerate() {
             table.tcp.push(TcpRule {
@@ -249,7 +247,7 @@ fn http_table(group: &Group<'_>, splits: &Splits, breakers: &Breakers, findings:
     let mut table = RouteTable::default();
     let mut entries = Vec::new();
     for (object, route, _) in &group.http {
-        add_origin(&mut table.origins, object);
+        table.origins.push(origin(object));
         for (index, rule) in route.rules.iter().enumerate() {
             for (place, matched) in rule.matches.iter().enumerate() {
                 let rank =

@@ -32,6 +32,9 @@ pub struct Service {
     pub hosts: Vec<String>,
     pub ports: Vec<Port>,
     pub endpoints: Vec<Endpoint>,
+    /// The WorkloadEntry or EndpointSlice that an endpoint comes from, by uid. Kept apart from `origins`, so that
+    /// endpoints that come and go leave the service itself unchanged.
+    pub(crate) endpoint_origins: BTreeMap<String, Origin>,
     /// No mesh identity is expected behind it.
     pub external: bool,
     /// The address that the application dialled is the endpoint.
@@ -155,6 +158,7 @@ fn read(object: &Arc<Object>, inputs: &Inputs<'_>) -> Option<Service> {
                 ],
                 ports: ports.collect(),
                 endpoints: Vec::new(),
+                endpoint_origins: BTreeMap::new(),
                 external: false,
                 passthrough: false,
                 owns_host: true,
@@ -188,6 +192,7 @@ fn read(object: &Arc<Object>, inputs: &Inputs<'_>) -> Option<Service> {
                 hosts: further.to_vec(),
                 ports: ports.collect(),
                 endpoints: Vec::new(),
+                endpoint_origins: BTreeMap::new(),
                 external: spec.external,
                 passthrough,
                 owns_host: true,

@@ -112,6 +112,7 @@ pub fn show(resource: &Resource) -> Value {
         Kind::Node => debug_to_json(&mesh::Node::decode(bytes).unwrap()),
     };
     let mut shown = json!({ "message": message });
+    shown["origins"] = resource.origins.iter().map(ToString::to_string).collect();
     if !resource.aliases.is_empty() {
         shown["aliases"] = resource.aliases.iter().map(ToString::to_string).collect();
     }
