@@ -182,7 +182,14 @@ async fn proxies(client: &mut Client, version: &str) -> Vec<Check> {
     add(
         "have the version of the control plane",
         Mark::Warning,
-        named(&|proxy| (proxy.version != version).then(|| format!(" has version {}", proxy.version)), &connected),
+        named(
+            // A proxy says what it is before its version: "outrigger-proxy 0.1.0".
+            &|proxy| {
+                let other = proxy.version.rsplit(' ').next() != Some(version);
+                other.then(|| format!(" has version {}", proxy.version))
+            },
+            &connected,
+        ),
     );
     checks
 }

@@ -205,7 +205,7 @@ fn virtual_addresses(keys: &[String]) -> BTreeMap<String, Vec<IpAddr>> {
 /// Who gives us our certificate, now and later.
 enum Keeper {
     Files(PathBuf),
-    Issuing(Issuing),
+    Issuing(Box<Issuing>),
 }
 
 impl Keeper {
@@ -217,8 +217,8 @@ impl Keeper {
         };
         Ok(match origin {
             Origin::Files(folder) => Self::Files(folder),
-            Origin::Shared(folder) => Self::Issuing(certificates::shared(&folder, identity()?)?),
-            Origin::Own => Self::Issuing(certificates::own(identity()?)?),
+            Origin::Shared(folder) => Self::Issuing(Box::new(certificates::shared(&folder, identity()?)?)),
+            Origin::Own => Self::Issuing(Box::new(certificates::own(identity()?)?)),
         })
     }
 
