@@ -44,7 +44,7 @@ pub struct Workload {
 
 /// The shop.
 pub const WORKLOADS: [Workload; 5] = [
-    Workload { name: "visitors", app: "visitors", version: "v1", has_application: false, calls: Some("frontend") },
+    Workload { name: "visitors-v1", app: "visitors", version: "v1", has_application: false, calls: Some("frontend") },
     Workload { name: "frontend-v1", app: "frontend", version: "v1", has_application: true, calls: Some("reviews") },
     Workload { name: "reviews-v1", app: "reviews", version: "v1", has_application: true, calls: None },
     Workload { name: "reviews-v2", app: "reviews", version: "v2", has_application: true, calls: Some("ratings") },
@@ -349,7 +349,7 @@ mod tests {
         assert!(!sidecar.contains("--local") && !sidecar.contains("--inbound"), "{sidecar}");
         let Mode::Transparent(network) = &plan.mode else { panic!("not transparent") };
         let rules = words(&plan.intercept(Path::new("o"), plan.visitors(), network));
-        assert!(rules.contains("exec ogtest-visitors o intercept apply --dns --proxy-uid 1337"), "{rules}");
+        assert!(rules.contains("exec ogtest-visitors-v1 o intercept apply --dns --proxy-uid 1337"), "{rules}");
         assert!(rules.ends_with("--exclude-inbound-ports 8080,15080"), "{rules}");
     }
 }

@@ -70,7 +70,10 @@ impl Carrier<'_> {
     ) -> Result<(Upstream, Option<Alpn>), Failure> {
         let tcp = self.dialer.connect(address, connect_timeout).await?;
         let Transport::Mesh { expected, .. } = transport else {
-            self.telemetry.connection_secured(self.direction, Security::None);
+            // Inbound dials the application beside us; that is no connection between workloads.
+            if self.direction == Direction::Outbound {
+                self.telemetry.connection_secured(self.direction, Security::None);
+            }
             return Ok((Upstream::Plain(tcp), None));
         };
         let configs = self.dialer.identity.current().ok_or(Reason::NotReady)?;
