@@ -149,7 +149,8 @@ pub fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
         socket.set_reuse_port(true)?;
     }
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        // "[::]" takes IPv4 as well: redirect rules send both families to one port.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.bind(&address.into())?;
     socket.listen(4096)?;
