@@ -15,9 +15,9 @@ use client::{Stream, channel, csr, join, registration, sign, subscribe, svid};
 use outrigger_control_plane::control_plane::{Running, Settings, StartError, start};
 use outrigger_proto::{
     admin::{
-        ApplyRequest, ApplyResponse, CreateTokenRequest, Document, GetRequest, InfoRequest, ListProxiesRequest,
-        ProxyConfigRequest, RevokeTokenRequest, Rollout, WatchRolloutRequest, admin_client::AdminClient,
-        admin_server::Admin as _,
+        ApplyRequest, ApplyResponse, CreateTokenRequest, DeleteRequest, DiffRequest, Document, GetRequest,
+        HistoryRequest, InfoRequest, ListProxiesRequest, ObjectKey, ProxyConfigRequest, RevokeTokenRequest,
+        RollbackRequest, Rollout, WatchRolloutRequest, admin_client::AdminClient, admin_server::Admin as _,
     },
     kind::Kind,
     mesh::{self, EndpointShard, Health},
@@ -391,6 +391,73 @@ async fn old_connections_end_and_their_streams_come_back() {
         assert_eq!(stream.next().await.unwrap_err().code(), Code::Unavailable);
         assert_eq!(plane.admin().registry.workloads().1.len(), 1);
     }
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_have_a_history_that_can_be_undone() {
+    // What the command line's diff, history, rollback and delete rest on.
+    let (_folder, plane) = plane().await;
+    let admin = plane.admin();
+    let changed = SERVICE.replace("port: 80,", "port: 81,");
+    let document = |text: &str| vec![Document { file: "x.yaml".to_owned(), text: text.to_owned() }];
+    assert_eq!(apply(&plane, SERVICE).await.changes[0].action, "created");
+    let same = apply(&plane, SERVICE).await;
+    assert_eq!((same.revision, same.changes[0].action.as_str()), (1, "unchanged"));
+    let dry = ApplyRequest { documents: document(&changed), dry_run: true, ..Default::default() };
+    let dry = admin.apply(Request::new(dry)).await.unwrap().into_inner();
+    assert_eq!((dry.revision, dry.changes[0].action.as_str()), (1, "configured"));
+    let diff = DiffRequest { documents: document(&changed), ..Default::default() };
+    let diff = admin.diff(Request::new(diff)).await.unwrap().into_inner().objects;
+    assert!(diff[0].before.contains("port: 80") && diff[0].after.contains("port: 81"), "{diff:?}");
+    assert!(!diff[0].before.contains("creationTimestamp"), "{diff:?}");
+    assert_eq!(apply(&plane, &changed).await.revision, 2);
+    let stale = ApplyRequest { documents: document(SERVICE), expected_revision: 1, ..Default::default() };
+    assert_eq!(admin.apply(Request::new(stale)).await.unwrap_err().code(), Code::Aborted);
+    let mut rollback = Request::new(RollbackRequest { to: 1, message: String::new() });
+    rollback.metadata_mut().insert("outrigger-author", "ada".parse().unwrap());
+    assert_eq!(admin.rollback(rollback).await.unwrap().into_inner().revision, 3);
+    let diff = DiffRequest { from: 2, ..Default::default() };
+    let diff = admin.diff(Request::new(diff)).await.unwrap().into_inner().objects;
+    assert!(diff[0].before.contains("port: 81") && diff[0].after.contains("port: 80"), "{diff:?}");
+    let key =
+        |name: &str| ObjectKey { kind: "services".to_owned(), namespace: "shop".to_owned(), name: name.to_owned() };
+    let both = DeleteRequest { objects: vec![key("reviews"), key("nobody")], ..Default::default() };
+    let refused = admin.delete(Request::new(both)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    assert!(refused.message().contains("Service shop/nobody does not exist"), "{refused}");
+    let one = DeleteRequest { objects: vec![key("reviews")], ..Default::default() };
+    assert_eq!(admin.delete(Request::new(one)).await.unwrap().into_inner().changes[0].action, "deleted");
+    let past = GetRequest { kind: "Service".to_owned(), revision: 2, ..Default::default() };
+    let past = admin.get(Request::new(past)).await.unwrap().into_inner().objects;
+    assert!(past[0].json.contains("\"port\":81"), "{past:?}");
+    let history = HistoryRequest { limit: 0, object: Some(key("reviews")) };
+    let history = admin.history(Request::new(history)).await.unwrap().into_inner().revisions;
+    assert_eq!(history.iter().map(|r| r.revision).collect::<Vec<_>>(), [4, 3, 2, 1]);
+    assert_eq!((history[1].author.as_str(), history[1].message.as_str()), ("ada", "rollback to revision 1"));
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_never_reads_holds_nobody_up() {
+    // One stuck proxy must cost neither memory nor the others' time.
+    let (_folder, plane) = plane().await;
+    let me = join(&plane, "shop", "reviews").await;
+    let stuck = Stream::open(&plane, &me, &registration("shop", "reviews", "stuck-1", 15006)).await.unwrap();
+    stuck.send(subscribe(Kind::Service, &["*"])).await;
+    let mut well = Stream::open(&plane, &me, &registration("shop", "reviews", "well-1", 15007)).await.unwrap();
+    well.send(subscribe(Kind::Service, &[REVIEWS])).await;
+    for port in 81..121 {
+        apply(&plane, &SERVICE.replace("port: 80,", &format!("port: {port},"))).await;
+    }
+    let current = |held: &std::collections::BTreeMap<(Kind, String), Vec<u8>>| {
+        let service = held.get(&(Kind::Service, REVIEWS.to_owned()));
+        service.is_some_and(|b| <mesh::Service as prost::Message>::decode(&b[..]).unwrap().ports[0].port == 120)
+    };
+    well.until("the newest port", current).await;
+    let proxies = plane.admin().list_proxies(Request::new(ListProxiesRequest {})).await.unwrap().into_inner().proxies;
+    let stuck = proxies.iter().find(|p| p.id == "shop/stuck-1").unwrap();
+    assert!(stuck.connected && stuck.revision < 40, "{stuck:?}");
     plane.shutdown().await;
 }
 
