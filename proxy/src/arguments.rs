@@ -87,9 +87,9 @@ pub struct SidecarArguments {
     /// Readiness and metrics for others [default with --transparent: 0.0.0.0:15021]
     #[arg(long, value_name = "LISTEN", value_parser = listen, help_heading = "Listening")]
     pub ready: Option<SocketAddr>,
-    /// Answer DNS for names of the mesh
+    /// Answer DNS for names of the mesh; repeatable (redirected questions come to 127.0.0.1 and to ::1)
     #[arg(long, value_name = "LISTEN", value_parser = listen, help_heading = "Listening")]
-    pub dns: Option<SocketAddr>,
+    pub dns: Vec<SocketAddr>,
 
     /// Worker threads [default: the CPU limit]
     #[arg(long, value_name = "N", value_parser = workers, help_heading = "Running")]
@@ -247,7 +247,7 @@ impl SidecarArguments {
         }
         listeners.admin = self.admin.or(listeners.admin);
         listeners.ready = self.ready.or(listeners.ready);
-        listeners.dns = self.dns.or(listeners.dns);
+        listeners.dns.extend(&self.dns);
         // A service named without its namespace is one of our own.
         let namespace = &settings.node.namespace;
         for local in &mut listeners.local {

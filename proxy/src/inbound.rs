@@ -121,8 +121,14 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     match detected {
         Some(Detected::Tls(hello)) if is_mesh(&hello) => {
             worker.telemetry.protocol_detected(Direction::Inbound, telemetry::Detected::MeshTls);
-            let handshake = tls::server::accept(io, &configs, residents.settings.timeouts.handshake);
-            let (io, peer) = match handshake.await {
+            let Ok(room) = residents.handshakes.try_acquire() else {
+                worker.telemetry.limit_overflowed(telemetry::Overflow::Handshakes);
+                worker.telemetry.handshake_failed(Direction::Inbound, telemetry::Handshake::Overload);
+                return Err(Reason::Overloaded.into());
+            };
+            let handshake = tls::server::accept(io, &configs, residents.settings.timeouts.handshake).await;
+            drop(room);
+            let (io, peer) = match handshake {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     worker.telemetry.handshake_failed(Direction::Inbound, error.handshake());
@@ -320,7 +326,7 @@ async fn answer(
     let forward = Forward::straight(&route);
     let deadline = Deadline::after(started, grpc::timeout(&parts.headers));
     let head = forward.head(parts, authority, wanted.clone())?;
-    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(&route, worker.carrier(Direction::Inbound), head, body);
     let outcome = call(forward.plan(deadline, &residents.inbound_retry), &mut exchange).await;
     record.upstream(entry.application);

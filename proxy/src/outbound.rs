@@ -282,6 +282,8 @@ async fn answer(
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
+    // Only sidecars use this mark; from an application it would be forged.
+    headers::take_orig_proto(request.headers_mut());
     normalize(&mut request, &residents.settings.limits)?;
     headers::request_id(request.headers_mut());
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
@@ -298,7 +300,7 @@ async fn answer(
     }
     let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
     let head = chosen.head(parts, authority, wanted.clone())?;
-    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
     let outcome = call(chosen.plan(deadline, &residents.default_retry), &mut exchange).await;
     record.retries(exchange.tried().saturating_sub(1));

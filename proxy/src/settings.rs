@@ -66,8 +66,8 @@ pub struct Listeners {
     pub admin: Option<SocketAddr>,
     /// Readiness and metrics for others than the operator.
     pub ready: Option<SocketAddr>,
-    /// Names of the mesh as DNS.
-    pub dns: Option<SocketAddr>,
+    /// Names of the mesh as DNS. Redirected questions arrive at the loopback address of their own family.
+    pub dns: Vec<SocketAddr>,
 }
 
 /// One port of the application.
@@ -246,7 +246,7 @@ pub struct Timeouts {
     pub ping_interval: Duration,
     #[serde(with = "seconds")]
     pub ping_timeout: Duration,
-    /// Unacknowledged data before TCP gives up. Default 10 s.
+    /// Unacknowledged data, or a receive window kept shut, before TCP gives up. Default 30 s.
     #[serde(with = "seconds")]
     pub tcp_user: Duration,
     /// Wait for a name that was never seen. Default 250 ms.
@@ -278,7 +278,7 @@ impl Default for Timeouts {
             connection_age: Duration::from_secs(3600),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),
-            tcp_user: Duration::from_secs(10),
+            tcp_user: Duration::from_secs(30),
             demand: Duration::from_millis(250),
             forget: Duration::from_secs(1800),
             opaque_idle: Duration::from_secs(3600),

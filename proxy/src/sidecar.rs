@@ -139,7 +139,11 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     let openings = openings(&mut settings)?;
     let residents = Arc::new(Residents::new(Parts {
         identity: Arc::clone(&identity),
-        upstreams: Upstreams::new(workers, Arc::clone(&telemetry)),
+        upstreams: Upstreams::new(
+            workers,
+            Arc::clone(&telemetry),
+            settings.listeners.transparent.as_ref().and_then(|transparent| transparent.address),
+        ),
         telemetry,
         demand: demand.clone(),
         inbound_drain: inbound_watch,
@@ -210,7 +214,7 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     for opening in &openings {
         info!(address = %opening.address, entrance = ?opening.entrance, "listening");
     }
-    if let Some(address) = settings.listeners.dns {
+    for address in settings.listeners.dns.clone() {
         let names = Arc::new(names::Names(Arc::clone(&residents)));
         let dns = DnsSettings { listen: address, resolvers: dns::system_resolvers(), mark: residents.dialer.mark };
         let stop = sidecar.stops.all.clone();

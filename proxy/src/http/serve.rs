@@ -78,7 +78,6 @@ impl ServeSettings {
             .timer(TokioTimer::new())
             // hyper's clock also runs between requests; ours tells the two apart.
             .header_read_timeout(None)
-            .half_close(true)
             .max_header_size(limits.http1_head_bytes)
             .max_buf_size(limits.connection_buffer_bytes.max(limits.http1_head_bytes).max(MIN_BUFFER_BYTES));
         if limits.header_fields != HYPER_HEADER_FIELDS {

@@ -311,7 +311,7 @@ fn shape() -> Value {
             }),
             admin: Some(address),
             ready: Some(address),
-            dns: Some(address),
+            dns: vec![address],
         },
         control_plane: Some(ControlPlane {
             address: String::new(),

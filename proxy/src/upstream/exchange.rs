@@ -34,7 +34,7 @@ use crate::{
         limits::{Held, Slot},
         retry::Repeatable,
     },
-    telemetry::{EjectionEvent, RetryRefusal},
+    telemetry::{EjectionEvent, Overflow, RetryRefusal},
 };
 
 /// Everything of a request but its body, as it goes upstream.
@@ -240,7 +240,13 @@ impl Attempts for Exchange<'_> {
             None => None,
         };
         let backend = &route.backend;
-        let request = backend.hold(Slot::Request)?;
+        let request = match backend.hold(Slot::Request) {
+            Ok(request) => request,
+            Err(reason) => {
+                self.carrier.telemetry.limit_overflowed(Overflow::Requests);
+                return Err(reason.into());
+            }
+        };
         let avoid = self.last.as_ref().map(|(index, _)| *index);
         let started = host::now();
         let (index, endpoint) = match backend.pick(avoid) {
@@ -283,7 +289,10 @@ impl Attempts for Exchange<'_> {
 
     fn take_retry(&mut self) -> Result<Held, RetryRefusal> {
         let backend = &self.route.backend;
-        let held = backend.hold(Slot::Retry).map_err(|_| RetryRefusal::LimitReached)?;
+        let held = backend.hold(Slot::Retry).map_err(|_| {
+            self.carrier.telemetry.limit_overflowed(Overflow::Retries);
+            RetryRefusal::LimitReached
+        })?;
         if !backend.state.budget.lock().withdraw(host::now()) {
             return Err(RetryRefusal::BudgetExhausted);
         }

@@ -52,6 +52,8 @@ pub struct LiveService {
 pub struct Upstreams {
     workers: usize,
     telemetry: Arc<Telemetry>,
+    /// Our own address where traffic is intercepted: our connections to it are not redirected to ourselves.
+    own_address: Option<IpAddr>,
     backends: Mutex<HashMap<Arc<str>, Weak<BackendState>>>,
     breakers: Mutex<HashMap<BreakerKey, Weak<BreakerCell>>>,
 }
@@ -135,8 +137,8 @@ impl LiveService {
 }
 
 impl Upstreams {
-    pub fn new(workers: usize, telemetry: Arc<Telemetry>) -> Self {
-        Self { workers, telemetry, backends: Mutex::default(), breakers: Mutex::default() }
+    pub fn new(workers: usize, telemetry: Arc<Telemetry>, own_address: Option<IpAddr>) -> Self {
+        Self { workers, telemetry, own_address, backends: Mutex::default(), breakers: Mutex::default() }
     }
 
     /// Every breaker that is in use.
@@ -390,6 +392,8 @@ impl Upstreams {
     ) -> Endpoint {
         let address = SocketAddr::new(endpoint.address, place.port);
         let peer = match policy.tls {
+            // The application beside us: no wire in between, and nobody there who would terminate TLS.
+            _ if self.own_address == Some(endpoint.address) => PeerKind::Plain,
             TlsMode::Auto => place.peer,
             TlsMode::Disable => PeerKind::Plain,
             TlsMode::Mesh if place.peer == PeerKind::Plain => PeerKind::Mesh,

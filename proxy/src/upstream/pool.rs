@@ -19,7 +19,7 @@ use crate::{
     failure::{Failure, Reason},
     host::{self, Instant},
     resilience::limits::{Held, Slot},
-    telemetry::ActiveUpstream,
+    telemetry::{ActiveUpstream, Overflow},
     tls::{Alpn, Offer},
 };
 
@@ -186,7 +186,14 @@ impl Backend {
         endpoint: &Endpoint,
         carrier: Carrier<'_>,
     ) -> Result<Waited, Failure> {
-        let _pending = self.hold(Slot::Pending)?;
+        carrier.telemetry.limit_overflowed(Overflow::Connections);
+        let _pending = match self.hold(Slot::Pending) {
+            Ok(pending) => pending,
+            Err(reason) => {
+                carrier.telemetry.limit_overflowed(Overflow::PendingRequests);
+                return Err(reason.into());
+            }
+        };
         let waiting = async {
             loop {
                 let freed = self.state.freed.notified();

@@ -22,7 +22,7 @@ use tracing::debug;
 use super::{
     backend::RouteBackend,
     dial::Carrier,
-    exchange::{Answer, Exchange, Holds},
+    exchange::{Answer, Exchange, Head, Holds, Speaks},
     rule::Forward,
 };
 use crate::{
@@ -173,14 +173,20 @@ pub fn failed(response: Response<Body>, failure: &Failure, mut record: RequestRe
     own(response, record)
 }
 
-/// The request body on its way up: paced, counted, kept for another try up to the limit.
-pub fn upload(body: Body, settings: &Settings) -> (Replay, Option<Arc<Uploaded>>) {
+/// The request body on its way up: counted, kept for another try up to the limit, and held to a least pace where it is
+/// a message that ends. A gRPC call or another stream over HTTP/2 may be silent for as long as it likes.
+pub fn upload(head: &Head, body: Body, settings: &Settings) -> (Replay, Option<Arc<Uploaded>>) {
     if body.is_end_stream() {
         return (Replay::new(Body::empty(), 0), None);
     }
     let uploaded = Arc::new(Uploaded::default());
-    let body =
-        body.with_idle_limit(Pace::new(&settings.timeouts)).observed(CountUpload(Arc::clone(&uploaded)));
+    let is_message = match head.speaks {
+        Speaks::Http1 => !grpc::is_grpc(&head.headers),
+        Speaks::Http2 => body.size_hint().exact().is_some(),
+        Speaks::Upgrade(_) => false,
+    };
+    let body = if is_message { body.with_idle_limit(Pace::new(&settings.timeouts)) } else { body };
+    let body = body.observed(CountUpload(Arc::clone(&uploaded)));
     (Replay::new(body, settings.limits.replay_bytes), Some(uploaded))
 }
 
