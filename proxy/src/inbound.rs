@@ -82,8 +82,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     let (application, port) = match way {
         Way::Explicit { application, target_port } => (application, target_port),
         Way::Intercepted => {
-            let address =
-                original_dst(&accepted.io).map_err(|error| Failure::new(Reason::Loop).because(error))?;
+            let address = original_dst(&accepted.io).map_err(|error| Failure::new(Reason::Loop).because(error))?;
             (address, address.port())
         }
     };
@@ -98,9 +97,9 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     drop(mesh);
 
     let entry = |peer: Option<Peer>, authorized| {
-        let source = peer.as_ref().map_or(LabelId::UNKNOWN, |peer| {
-            residents.telemetry.labels(LabelSet::peer(peer.identity.as_str()))
-        });
+        let source = peer
+            .as_ref()
+            .map_or(LabelId::UNKNOWN, |peer| residents.telemetry.labels(LabelSet::peer(peer.identity.as_str())));
         Entry { application, limits, protocol, peer, source, remote: accepted.peer, authorized }
     };
     let mut io = Rewound::new(accepted.io);

@@ -57,7 +57,10 @@ pub enum Way {
 enum Scope {
     /// Each request says where it goes.
     Proxy,
-    Name { host: Arc<str>, port: u16 },
+    Name {
+        host: Arc<str>,
+        port: u16,
+    },
     Address(SocketAddr),
 }
 
@@ -248,7 +251,12 @@ async fn serve_http<S: Stream + 'static>(
 }
 
 /// Carries one request to an endpoint and its response back, with the newest picture of the mesh.
-async fn serve_request(mut request: Request<Body>, scope: Arc<Scope>, peer: SocketAddr, worker: Worker) -> Response<Body> {
+async fn serve_request(
+    mut request: Request<Body>,
+    scope: Arc<Scope>,
+    peer: SocketAddr,
+    worker: Worker,
+) -> Response<Body> {
     let started = host::now();
     let mut record = RequestRecord::open(&worker.telemetry, Direction::Outbound, started);
     record.head(request.method(), request.uri(), request.version(), request.headers());
@@ -298,7 +306,8 @@ async fn answer(
     if let Some(name) = chosen.rule_name() {
         record.route(name);
     }
-    let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
+    let deadline =
+        Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
     let head = chosen.head(parts, authority, wanted.clone())?;
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
@@ -309,16 +318,22 @@ async fn answer(
         record.upstream(endpoint.address);
         record.security(endpoint.transport.security());
     }
-    let outcome = settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record).await?;
+    let outcome =
+        settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record)
+            .await?;
     Ok((outcome.edited(&chosen).within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
 }
 
 /// Answers CONNECT and carries what comes through it like a connection of its own.
-async fn open_tunnel(request: &mut Request<Body>, peer: SocketAddr, worker: &Worker) -> Result<Response<Body>, Failure> {
+async fn open_tunnel(
+    request: &mut Request<Body>,
+    peer: SocketAddr,
+    worker: &Worker,
+) -> Result<Response<Body>, Failure> {
     let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
-    let port = authority.port_u16().ok_or_else(|| {
-        Failure::new(Reason::BadRequest).because("CONNECT needs host:port (hint: add the port)")
-    })?;
+    let port = authority
+        .port_u16()
+        .ok_or_else(|| Failure::new(Reason::BadRequest).because("CONNECT needs host:port (hint: add the port)"))?;
     let scope = Scope::Name { host: Arc::from(authority.host()), port };
     // A destination that cannot be had is said now, with a status; later there would only be a closed connection.
     find(worker, &scope, None).await?;
