@@ -97,8 +97,8 @@ impl Settled {
             && self.holds.is_some()
             && !self.response.body().is_end_stream()
         {
-            let body = std::mem::replace(self.response.body_mut(), Body::empty());
-            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(tokio::time::sleep(left)) });
+            let body = std::mem::take(self.response.body_mut());
+            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(host::sleep(left)) });
         }
         self
     }
@@ -340,7 +340,7 @@ impl Observer for End {
 /// A body that breaks at the deadline of its request.
 struct Bounded {
     body: Body,
-    end: Pin<Box<tokio::time::Sleep>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl http_body::Body for Bounded {
