@@ -15,8 +15,8 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use crate::settings::{
-    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind,
-    Settings, TelemetrySettings, Timeouts, overlay,
+    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings,
+    RuntimeKind, Settings, TelemetrySettings, Timeouts, overlay,
 };
 
 /// Flags of a sidecar.
@@ -103,6 +103,9 @@ pub struct SidecarArguments {
     /// Directory that keeps the last good configuration over restarts
     #[arg(long, value_name = "DIR", help_heading = "Running")]
     pub state_dir: Option<PathBuf>,
+    /// Folder in a memory filesystem that keeps the identity over a restart, for example below /dev/shm
+    #[arg(long, value_name = "DIR", help_heading = "Running")]
+    pub identity_dir: Option<PathBuf>,
     /// Process log: error, warn, info, debug, trace, or a filter such as info,outrigger_proxy::tls=debug
     #[arg(long, value_name = "LEVEL", env = "OUTRIGGER_LOG", default_value = "info", value_parser = log_filter, help_heading = "Running")]
     pub log_level: String,
@@ -178,6 +181,9 @@ impl SidecarArguments {
                 AccessLogArgument::Text => AccessLog::Text,
                 AccessLogArgument::Json => AccessLog::Json,
             };
+        }
+        if self.identity_dir.is_some() {
+            settings.identity_dir.clone_from(&self.identity_dir);
         }
         if self.state_dir.is_some() {
             settings.state_dir.clone_from(&self.state_dir);
@@ -359,6 +365,7 @@ pub fn defaults() -> Settings {
         drain: DrainSettings::default(),
         workers: None,
         runtime: RuntimeKind::default(),
+        identity_dir: None,
         state_dir: None,
     }
 }

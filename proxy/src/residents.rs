@@ -122,10 +122,13 @@ impl Residents {
             .flat_map(|transparent| transparent.outbound.iter().chain(&transparent.inbound))
             .copied();
         let locals = listeners.local.iter().map(|local| local.listen);
-        let others = listeners.outbound.iter().chain(&listeners.admin).chain(&listeners.ready).chain(&listeners.dns).copied();
-        explicit.chain(transparent).chain(locals).chain(others).any(|own| {
-            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
-        })
+        let others =
+            listeners.outbound.iter().chain(&listeners.admin).chain(&listeners.ready).chain(&listeners.dns).copied();
+        explicit
+            .chain(transparent)
+            .chain(locals)
+            .chain(others)
+            .any(|own| own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified()))
     }
 
     /// The newest picture; `None` before the first. Whoever takes it keeps it for the whole request.

@@ -23,6 +23,8 @@ pub struct Settings {
     pub runtime: RuntimeKind,
     /// Worker threads; `None`: the CPU limit of the cgroup, or the number of CPUs.
     pub workers: Option<usize>,
+    /// Where the identity is kept over a restart: a folder in a memory filesystem; `None`: nowhere.
+    pub identity_dir: Option<PathBuf>,
     /// Where the last good configuration is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
 }

@@ -41,6 +41,7 @@ use super::{
     reply,
 };
 use crate::{
+    detect::Detected,
     drain::DrainWatch,
     host::{self, Instant, Stream},
     settings::{Limits, Settings, Timeouts},
@@ -51,6 +52,17 @@ use crate::{
 pub enum Version {
     Http1,
     Http2,
+}
+
+impl Version {
+    /// The version that the first bytes were; `None` when they were not HTTP.
+    pub const fn of(detected: &Detected) -> Option<Self> {
+        match detected {
+            Detected::Http1 => Some(Self::Http1),
+            Detected::Http2 => Some(Self::Http2),
+            Detected::Tls(_) | Detected::Opaque => None,
+        }
+    }
 }
 
 /// Prepared once from the settings; shared by connections. How fast bodies must come is not in here: whether that may be asked

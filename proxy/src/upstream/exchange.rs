@@ -119,7 +119,11 @@ impl<'a> Exchange<'a> {
         self.body.is_replayable().then(|| (self.head, std::mem::replace(&mut self.body, Replay::new(Body::empty(), 0))))
     }
 
-    async fn send(&mut self, endpoint: &Arc<Endpoint>, lease: Lease) -> Result<(Response<Incoming>, Connection), Failure> {
+    async fn send(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        lease: Lease,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
         match lease {
             Lease::Http2(stream) => {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
@@ -172,8 +176,8 @@ impl<'a> Exchange<'a> {
         let uri = match &head.speaks {
             Speaks::Upgrade(Upgrade::Http1 { protocol }) | Speaks::Upgrade(Upgrade::ExtendedConnect { protocol }) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-                let protocol = HeaderValue::from_str(protocol)
-                    .map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+                let protocol =
+                    HeaderValue::from_str(protocol).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
                 headers.insert(UPGRADE, protocol);
                 Uri::from(head.path.clone())
             }
@@ -193,8 +197,7 @@ impl<'a> Exchange<'a> {
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(head.authority.clone());
         uri.path_and_query = Some(head.path.clone());
-        *request.uri_mut() =
-            Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
         let headers = request.headers_mut();
         headers.clone_from(&head.headers);
         headers::set_attempt_count(headers, self.tried);
@@ -206,7 +209,11 @@ impl<'a> Exchange<'a> {
     }
 
     /// One try, after breaker and limits have let it pass.
-    async fn reach(&mut self, endpoint: &Arc<Endpoint>, limit: Deadline) -> Result<(Response<Incoming>, Connection), Failure> {
+    async fn reach(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        limit: Deadline,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
         let need = match self.head.speaks {
             Speaks::Http1 => Need::Http1,
             Speaks::Http2 => Need::Http2,
@@ -360,12 +367,8 @@ fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Incoming>) -> Res
         return Ok(());
     }
     let Some(word) = response.headers().get(reply::ERROR) else { return Ok(()) };
-    let untouched = [
-        Reason::UpstreamConnectRefused,
-        Reason::UpstreamConnectTimeout,
-        Reason::NotReady,
-        Reason::Draining,
-    ];
+    let untouched =
+        [Reason::UpstreamConnectRefused, Reason::UpstreamConnectTimeout, Reason::NotReady, Reason::Draining];
     match untouched.into_iter().find(|reason| reason.word().as_bytes() == word.as_bytes()) {
         Some(reason) => Err(Failure::new(Reason::UpstreamConnectRefused)
             .because(format!("the sidecar of the endpoint says {}", reason.word()))),

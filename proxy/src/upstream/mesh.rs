@@ -22,10 +22,7 @@ use crate::{
     config::view::{self, Map, PeerKind, Policy, TlsMode, View},
     host::Instant,
     identity::spiffe_id::SpiffeId,
-    resilience::{
-        breaker::BreakerPolicy,
-        fallback::FallbackKind,
-    },
+    resilience::{breaker::BreakerPolicy, fallback::FallbackKind},
     route::{Leg, RouteTable, Target},
     telemetry::{LabelSet, Telemetry},
     tls::Expected,
@@ -199,8 +196,7 @@ impl Upstreams {
     }
 
     fn service(&self, config: &Arc<view::Service>, joining: &mut Joining<'_>) -> LiveService {
-        let destinations =
-            config.ports.iter().map(|port| Arc::new(self.destination(config, port, joining))).collect();
+        let destinations = config.ports.iter().map(|port| Arc::new(self.destination(config, port, joining))).collect();
         LiveService { config: Arc::clone(config), destinations }
     }
 
@@ -211,15 +207,10 @@ impl Upstreams {
         joining: &mut Joining<'_>,
     ) -> Destination {
         let mut built_from = Vec::new();
-        let own_target =
-            Target { service: Arc::clone(&service.resource), port: port.port, subset: Arc::from("") };
+        let own_target = Target { service: Arc::clone(&service.resource), port: port.port, subset: Arc::from("") };
         let own = match self.backend(&own_target, joining) {
             Some(backend) => self.route_backend(backend, &Arc::from(""), None, joining, &mut built_from),
-            None => RouteBackend {
-                backend: self.empty_backend(service, port.port),
-                breaker: None,
-                fallback: None,
-            },
+            None => RouteBackend { backend: self.empty_backend(service, port.port), breaker: None, fallback: None },
         };
         let routes = port.routes.as_ref().map(|table| {
             let built_from = std::cell::RefCell::new(&mut built_from);
@@ -237,10 +228,8 @@ impl Upstreams {
                     ))),
                 }
             };
-            RouteTable::clone(table).map(
-                |rule, target| lead(rule.name, rule.breaker, target),
-                |rule, target| lead(rule, None, target),
-            )
+            RouteTable::clone(table)
+                .map(|rule, target| lead(rule.name, rule.breaker, target), |rule, target| lead(rule, None, target))
         });
         Destination {
             service: Arc::clone(service),
@@ -268,8 +257,7 @@ impl Upstreams {
             let instead = match &fallback.kind {
                 FallbackKind::Reply { .. } => None,
                 FallbackKind::Backend(target) => {
-                    built_from
-                        .push((Arc::clone(&target.service), joining.view.services.get(&target.service).cloned()));
+                    built_from.push((Arc::clone(&target.service), joining.view.services.get(&target.service).cloned()));
                     self.backend(target, joining)
                 }
             };
@@ -409,8 +397,7 @@ impl Upstreams {
         };
         let key = EndpointKey {
             address,
-            identity: (peer != PeerKind::Plain)
-                .then(|| endpoint.identity.clone().unwrap_or_else(|| Arc::from(""))),
+            identity: (peer != PeerKind::Plain).then(|| endpoint.identity.clone().unwrap_or_else(|| Arc::from(""))),
             multiplex: peer == PeerKind::Outrigger,
         };
         Endpoint {

@@ -73,11 +73,7 @@ impl Settled {
     /// The response of an answered try.
     pub fn answered(answer: Answer) -> Self {
         let (parts, body) = answer.response.into_parts();
-        Self {
-            response: Response::from_parts(parts, Body::incoming(body)),
-            holds: Some(answer.holds),
-            fallback: None,
-        }
+        Self { response: Response::from_parts(parts, Body::incoming(body)), holds: Some(answer.holds), fallback: None }
     }
 
     pub const fn response_mut(&mut self) -> &mut Response<Body> {
@@ -102,8 +98,7 @@ impl Settled {
             && !self.response.body().is_end_stream()
         {
             let body = std::mem::replace(self.response.body_mut(), Body::empty());
-            *self.response.body_mut() =
-                Body::boxed(Bounded { body, end: Box::pin(tokio::time::sleep(left)) });
+            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(tokio::time::sleep(left)) });
         }
         self
     }
@@ -219,7 +214,8 @@ pub async fn or_fallback(
         FallbackKind::Reply { .. } => static_reply(&fallback.policy, carrier.telemetry),
         FallbackKind::Backend(_) => {
             // A request that an application may have seen goes elsewhere only if it may be repeated.
-            let repeatable = exchange.may_go_elsewhere(outcome.as_ref().err().map_or(Sent::Maybe, |failure| failure.sent));
+            let repeatable =
+                exchange.may_go_elsewhere(outcome.as_ref().err().map_or(Sent::Maybe, |failure| failure.sent));
             let (Some(backend), Some((head, body))) =
                 (&fallback.backend, repeatable.then(|| exchange.into_parts()).flatten())
             else {
