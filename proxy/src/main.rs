@@ -67,6 +67,15 @@ fn run(arguments: &RunArguments) -> ExitCode {
         Ok(settings) => settings,
         Err(problem) => return usage(&problem),
     };
+    if arguments.sidecar.print_settings {
+        return match serde_json::to_string_pretty(&settings) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => usage(&error),
+        };
+    }
     if let Err(problem) = arguments.sidecar.check_joined(&settings) {
         return usage(&problem);
     }
