@@ -277,6 +277,7 @@ async fn answer(
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
     let toward = find(worker, scope, Some(&authority)).await?;
     record.destination(toward.labels());
+    record.describe(|log| log.connection.service_port = toward.service_port());
 
     let (parts, body) = request.into_parts();
     let chosen = match rule::choose(&toward, &parts)? {

@@ -78,7 +78,11 @@ impl LabelSet {
     /// The workload beside this proxy.
     pub fn node(node: &NodeSettings) -> Self {
         let principal = format!("spiffe://{}/ns/{}/sa/{}", node.trust_domain, node.namespace, node.service_account);
-        Self::workload(&node.namespace, &workload_name(&node.labels, &node.workload), &principal, &node.labels)
+        let own = workload_name(&node.labels, &node.workload);
+        let labels = Self::workload(&node.namespace, &own, &principal, &node.labels);
+        // The destination's side cannot know under which service it was called; its canonical name stands for it.
+        let (name, namespace) = (labels.canonical_service.clone(), labels.namespace.clone());
+        labels.of_service(&format!("{name}.{namespace}.svc.cluster.local").into(), &name, &namespace)
     }
 
     /// A peer of which only its verified identity is known: principal and, if it has the usual form, namespace.
