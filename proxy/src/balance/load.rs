@@ -8,9 +8,10 @@
 //! - one that never answered is free while idle and, with something under way, dearer than any that answered. A starting
 //!   value (say one second) would either starve new endpoints or, where others are slower, send everyone there;
 //! - one that has been idle grows cheaper with time and is free after fifty times its latency (at least 1 s, at most 10 s), so
-//!   that it is not shunned for one slow answer or a failure that is over; as soon as it is tried, it costs what it used to,
-//!   until the answer, which then counts alone. Without that limit one failure would keep an endpoint whose others answer in
-//!   a millisecond out for more than a minute, since seven e-foldings of ten seconds lie between.
+//!   that it is not shunned for one slow answer; as soon as it is tried, it costs what it used to, until the answer, which
+//!   then counts alone. After a failure that takes 1 s, and twice as long after each further one, up to 10 s. Without that
+//!   limit one failure would keep an endpoint whose others answer in a millisecond out for more than a minute, since seven
+//!   e-foldings of ten seconds lie between.
 
 use std::{
     sync::{
@@ -43,6 +44,8 @@ pub struct Load {
     waiting: AtomicU32,
     /// When `latency` was last told something, in nanoseconds after `origin`.
     told: AtomicU64,
+    /// Failures in a row, those of requests that were under way together counted once.
+    failures: AtomicU32,
     origin: Instant,
 }
 
@@ -65,6 +68,7 @@ impl Load {
             latency: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             told: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
             origin: now,
         }
     }
@@ -72,6 +76,7 @@ impl Load {
     /// Forgets what is known of the latency: the endpoint went away and came back, so the past says nothing.
     pub fn forget(&self) {
         self.latency.store(0, Ordering::Relaxed);
+        self.failures.store(0, Ordering::Relaxed);
     }
 
     pub fn start(self: &Arc<Self>) -> InFlight {
@@ -109,7 +114,10 @@ impl Load {
     fn weight_of_the_past(&self, latency: u64, now: Instant) -> f64 {
         let told = Duration::from_nanos(self.told.load(Ordering::Relaxed));
         let age = now.saturating_duration_since(self.origin).saturating_sub(told);
-        let past_after = Duration::from_nanos(latency).saturating_mul(PAST_AFTER_LATENCIES);
+        let past_after = match self.failures.load(Ordering::Relaxed) {
+            0 => Duration::from_nanos(latency).saturating_mul(PAST_AFTER_LATENCIES),
+            failures => PAST_AFTER_MIN.saturating_mul(1 << (failures - 1).min(8)),
+        };
         if age >= past_after.clamp(PAST_AFTER_MIN, PAST_AFTER_MAX) {
             return 0.0;
         }
@@ -138,6 +146,7 @@ impl InFlight {
     pub fn answered(&mut self, took: Duration, now: Instant) {
         if self.stop_waiting() {
             self.load.tell(nanos(took), now);
+            self.load.failures.store(0, Ordering::Relaxed);
         }
     }
 
@@ -145,6 +154,11 @@ impl InFlight {
     pub fn failed(&mut self, now: Instant) {
         if self.stop_waiting() {
             let took = now.saturating_duration_since(self.started);
+            let told = self.load.origin + Duration::from_nanos(self.load.told.load(Ordering::Relaxed));
+            let failures = self.load.failures.load(Ordering::Relaxed);
+            if failures == 0 || self.started >= told {
+                self.load.failures.store(failures.saturating_add(1), Ordering::Relaxed);
+            }
             self.load.tell(nanos(took).max(FAILURE_NANOS), now);
         }
     }
@@ -319,13 +333,17 @@ mod tests {
         // An application that crashed and came back at its old address would get nothing for a minute, and the others all.
         let quick = load();
         let back = load();
-        back.start().failed(host::now());
-        advance(9 * SECOND).await;
-        answer_after(&quick, MILLI).await;
-        assert!(back.cost() > quick.cost(), "not at once: it may still be down");
-        advance(SECOND).await;
-        answer_after(&quick, MILLI).await;
-        assert!(back.cost() < quick.cost(), "tried again");
+        for seconds in [1, 2, 4, 8, 10, 10] {
+            let together = (back.start(), back.start());
+            advance(MILLI).await;
+            let now = host::now();
+            [together.0, together.1].iter_mut().for_each(|request| request.failed(now));
+            advance(seconds * SECOND - 10 * MILLI).await;
+            answer_after(&quick, MILLI).await;
+            assert!(back.cost() > quick.cost(), "not at once: it may still be down ({seconds})");
+            advance(20 * MILLI).await;
+            assert!(back.cost() < quick.cost(), "tried again after {seconds} s");
+        }
         answer_after(&back, MILLI).await;
         assert_eq!(millis(&back), 1.0, "and its answer counts alone");
         // A slow endpoint is asked once in ten seconds at most, so that one request in many is slow and not one of three.
