@@ -60,7 +60,8 @@ pub struct Limits {
     pub response_bytes: usize,
     /// Workloads registered at once. Default 50,000.
     pub workloads: usize,
-    /// Quiet time that ends the collecting of configuration changes. Default 10 ms.
+    /// Quiet time that ends the collecting of configuration changes. Default 1 ms: what comes while a run is under way is
+    /// collected anyway, so a longer wait only makes single changes slower.
     pub debounce_quiet: Duration,
     /// Longest time that a configuration change is held back. Default 100 ms.
     pub debounce_max: Duration,
@@ -82,8 +83,8 @@ impl Default for Limits {
             request_bytes: 4 << 20,
             response_bytes: 1 << 20,
             workloads: 50_000,
-            debounce_quiet: Duration::from_millis(10),
-            debounce_max: Duration::from_millis(100),
+            debounce_quiet: Duration::from_millis(1),
+            debounce_max: Duration::from_millis(10),
             drain_confirmation: Duration::from_secs(5),
         }
     }

@@ -105,12 +105,7 @@ fn command_line_page_is_its_help() {
     page("reference/cli.md", &text);
 }
 
-fn command(
-    text: &mut String,
-    variables: &mut BTreeMap<String, BTreeSet<String>>,
-    of: &clap::Command,
-    name: &str,
-) {
+fn command(text: &mut String, variables: &mut BTreeMap<String, BTreeSet<String>>, of: &clap::Command, name: &str) {
     for argument in of.get_arguments() {
         if let (Some(variable), Some(flag)) = (argument.get_env(), argument.get_long()) {
             let flags = variables.entry(variable.to_string_lossy().into_owned()).or_default();

@@ -15,8 +15,8 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use crate::settings::{
-    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind,
-    Settings, TelemetrySettings, Timeouts, overlay,
+    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings,
+    RuntimeKind, Settings, TelemetrySettings, Timeouts, overlay,
 };
 
 /// Flags of a sidecar.
@@ -87,9 +87,9 @@ pub struct SidecarArguments {
     /// Readiness and metrics for others [default with --transparent: 0.0.0.0:15021]
     #[arg(long, value_name = "LISTEN", value_parser = listen, help_heading = "Listening")]
     pub ready: Option<SocketAddr>,
-    /// Answer DNS for names of the mesh
+    /// Answer DNS for names of the mesh; repeatable (redirected questions come to 127.0.0.1 and to ::1)
     #[arg(long, value_name = "LISTEN", value_parser = listen, help_heading = "Listening")]
-    pub dns: Option<SocketAddr>,
+    pub dns: Vec<SocketAddr>,
 
     /// Worker threads [default: the CPU limit]
     #[arg(long, value_name = "N", value_parser = workers, help_heading = "Running")]
@@ -103,6 +103,9 @@ pub struct SidecarArguments {
     /// Directory that keeps the last good configuration over restarts
     #[arg(long, value_name = "DIR", help_heading = "Running")]
     pub state_dir: Option<PathBuf>,
+    /// Folder in a memory filesystem that keeps the identity over a restart, for example below /dev/shm
+    #[arg(long, value_name = "DIR", help_heading = "Running")]
+    pub identity_dir: Option<PathBuf>,
     /// Process log: error, warn, info, debug, trace, or a filter such as info,outrigger_proxy::tls=debug
     #[arg(long, value_name = "LEVEL", env = "OUTRIGGER_LOG", default_value = "info", value_parser = log_filter, help_heading = "Running")]
     pub log_level: String,
@@ -179,6 +182,9 @@ impl SidecarArguments {
                 AccessLogArgument::Json => AccessLog::Json,
             };
         }
+        if self.identity_dir.is_some() {
+            settings.identity_dir.clone_from(&self.identity_dir);
+        }
         if self.state_dir.is_some() {
             settings.state_dir.clone_from(&self.state_dir);
         }
@@ -247,7 +253,7 @@ impl SidecarArguments {
         }
         listeners.admin = self.admin.or(listeners.admin);
         listeners.ready = self.ready.or(listeners.ready);
-        listeners.dns = self.dns.or(listeners.dns);
+        listeners.dns.extend(&self.dns);
         // A service named without its namespace is one of our own.
         let namespace = &settings.node.namespace;
         for local in &mut listeners.local {
@@ -359,6 +365,7 @@ pub fn defaults() -> Settings {
         drain: DrainSettings::default(),
         workers: None,
         runtime: RuntimeKind::default(),
+        identity_dir: None,
         state_dir: None,
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         serve::{self, Version},
         upgrade,
     },
-    relay::{self, Counts, RelayLimits},
+    relay::{Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline, limits::LimitPolicy},
     telemetry::{self, ConnectionRecord, Direction, LabelId, LabelSet, ListenerKind, RequestRecord, Security},
@@ -82,8 +82,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     let (application, port) = match way {
         Way::Explicit { application, target_port } => (application, target_port),
         Way::Intercepted => {
-            let address =
-                original_dst(&accepted.io).map_err(|error| Failure::new(Reason::Loop).because(error))?;
+            let address = original_dst(&accepted.io).map_err(|error| Failure::new(Reason::Loop).because(error))?;
             (address, address.port())
         }
     };
@@ -98,9 +97,9 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     drop(mesh);
 
     let entry = |peer: Option<Peer>, authorized| {
-        let source = peer.as_ref().map_or(LabelId::UNKNOWN, |peer| {
-            residents.telemetry.labels(LabelSet::peer(peer.identity.as_str()))
-        });
+        let source = peer
+            .as_ref()
+            .map_or(LabelId::UNKNOWN, |peer| residents.telemetry.labels(LabelSet::peer(peer.identity.as_str())));
         Entry { application, limits, protocol, peer, source, remote: accepted.peer, authorized }
     };
     let mut io = Rewound::new(accepted.io);
@@ -111,18 +110,24 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     }
     // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server.
     let detected = match mode {
-        PeerMode::Strict => Some(within(residents.settings.timeouts.first_byte, io.detect()).await?),
+        PeerMode::Strict => Some(io.detect_within(residents.settings.timeouts.first_byte).await?),
         PeerMode::Permissive | PeerMode::Disable => tokio::select! {
             biased;
-            detected = io.detect() => Some(detected.map_err(closed)?),
+            detected = io.detect_client() => Some(detected?),
             () = host::sleep(SERVER_FIRST) => None,
         },
     };
     match detected {
         Some(Detected::Tls(hello)) if is_mesh(&hello) => {
             worker.telemetry.protocol_detected(Direction::Inbound, telemetry::Detected::MeshTls);
-            let handshake = tls::server::accept(io, &configs, residents.settings.timeouts.handshake);
-            let (io, peer) = match handshake.await {
+            let Ok(room) = residents.handshakes.try_acquire() else {
+                worker.telemetry.limit_overflowed(telemetry::Overflow::Handshakes);
+                worker.telemetry.handshake_failed(Direction::Inbound, telemetry::Handshake::Overload);
+                return Err(Reason::Overloaded.into());
+            };
+            let handshake = tls::server::accept(io, &configs, residents.settings.timeouts.handshake).await;
+            drop(room);
+            let (io, peer) = match handshake {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     worker.telemetry.handshake_failed(Direction::Inbound, error.handshake());
@@ -173,9 +178,9 @@ async fn carry<S: Stream + 'static>(
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
             let detected = match detected {
                 Some(detected) => detected,
-                None => within(timeouts.first_byte, io.detect()).await?,
+                None => io.detect_within(timeouts.first_byte).await?,
             };
-            match version(&detected) {
+            match Version::of(&detected) {
                 Some(version) => serve_http(io, version, entry, worker).await,
                 // The application's own TLS, or something undeclared: the application will know.
                 None => forward_opaque(io, None, &entry, &worker).await,
@@ -183,7 +188,7 @@ async fn carry<S: Stream + 'static>(
         }
         Protocol::Detect => {
             if let Some(detected) = detected {
-                return match version(&detected) {
+                return match Version::of(&detected) {
                     Some(version) => serve_http(io, version, entry, worker).await,
                     None => forward_opaque(io, None, &entry, &worker).await,
                 };
@@ -192,14 +197,14 @@ async fn carry<S: Stream + 'static>(
             let mut first = bytes::BytesMut::with_capacity(1024);
             let detected = tokio::select! {
                 biased;
-                detected = io.detect() => Some(detected.map_err(closed)?),
+                detected = io.detect_client() => Some(detected?),
                 read = opened.io.read_buf(&mut first) => {
                     read.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
                     None
                 }
                 () = host::sleep(timeouts.detect) => None,
             };
-            match detected.as_ref().and_then(version) {
+            match detected.as_ref().and_then(Version::of) {
                 Some(version) => {
                     drop(opened);
                     serve_http(io, version, entry, worker).await
@@ -244,11 +249,7 @@ async fn forward_opaque<S: Stream>(
     let application = Rewound::with(opened.io, opened.first);
     let counts = Counts::default();
     settle::relayed(io, application, limits, &counts, &mut record).await.map_err(|error| {
-        let reason = match &error {
-            relay::RelayError::A(_) => Reason::DownstreamClosed,
-            relay::RelayError::B(_) => Reason::UpstreamReset,
-            relay::RelayError::Idle(_) => Reason::RequestTimeout,
-        };
+        let reason = error.reason();
         record.failure(reason);
         Failure::new(reason).because(error)
     })
@@ -320,7 +321,7 @@ async fn answer(
     let forward = Forward::straight(&route);
     let deadline = Deadline::after(started, grpc::timeout(&parts.headers));
     let head = forward.head(parts, authority, wanted.clone())?;
-    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(&route, worker.carrier(Direction::Inbound), head, body);
     let outcome = call(forward.plan(deadline, &residents.inbound_retry), &mut exchange).await;
     record.upstream(entry.application);
@@ -357,23 +358,4 @@ impl Entry {
 /// Whether the client offers any of the mesh's own protocol names; the application's TLS never does.
 fn is_mesh(hello: &ClientHello) -> bool {
     Alpn::any_offered(&hello.alpn)
-}
-
-const fn version(detected: &Detected) -> Option<Version> {
-    match detected {
-        Detected::Http1 => Some(Version::Http1),
-        Detected::Http2 => Some(Version::Http2),
-        Detected::Tls(_) | Detected::Opaque => None,
-    }
-}
-
-fn closed(error: std::io::Error) -> Failure {
-    Failure::new(Reason::DownstreamClosed).because(error)
-}
-
-async fn within(limit: Duration, detect: impl Future<Output = std::io::Result<Detected>>) -> Result<Detected, Failure> {
-    match tokio::time::timeout(limit, detect).await {
-        Ok(detected) => detected.map_err(closed),
-        Err(_) => Err(Reason::DownstreamClosed.into()),
-    }
 }

@@ -2,6 +2,8 @@
 //!
 //! Modules stand in the order a connection meets them; after them, what lives as long as the process.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests bring their own sockets and clocks"))]
+
 // The two journeys: every branch of the data path.
 pub mod inbound; //    mesh -> application
 pub mod outbound; //   application -> mesh
@@ -19,15 +21,15 @@ pub mod upstream; //   9 reaching it
 
 // Residents.
 pub mod admin; //      what an operator may ask and do
+pub mod arguments; //  the command line of a sidecar
 pub mod config; //     the newest picture of the mesh, and how it gets here
 pub mod drain; //      how to stop without losing anything
 pub mod failure; //    what went wrong, whose fault it was, what had been sent
 pub mod host; //       sockets, clock, randomness and tasks: the one seam to the machine
 pub mod identity; //   our certificate, and who may sign it
 pub mod intercept; //  redirect rules and names for applications that do not know about us
-pub mod arguments; //  the command line of a sidecar
-pub mod settings; //   what the process was started with
 pub mod residents; //  what lives as long as the process, as the journeys see it
+pub mod settings; //   what the process was started with
 pub mod sidecar; //    everything put together
 pub mod telemetry; //  metrics, access log, process log
 pub mod workers; //    one thread, one runtime, one listener each

@@ -29,7 +29,7 @@ enum Command {
     /// Run a sidecar that joins a control plane.
     Run(Box<RunArguments>),
     /// Redirect this machine's or container's traffic to the proxy, or stop that.
-    Intercept(intercept::InterceptArgs),
+    Intercept(Box<intercept::InterceptArgs>),
 }
 
 #[derive(Args)]
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Run(arguments) => run(&arguments),
-        Command::Intercept(args) => intercept::run(args),
+        Command::Intercept(args) => intercept::run(*args),
     }
 }
 

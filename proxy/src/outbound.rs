@@ -25,7 +25,7 @@ use crate::{
         serve::{self, Version},
         upgrade,
     },
-    relay::{self, Counts, RelayLimits},
+    relay::{Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline},
     telemetry::{self, ConnectionRecord, Direction, ListenerKind, RequestRecord},
@@ -57,7 +57,10 @@ pub enum Way {
 enum Scope {
     /// Each request says where it goes.
     Proxy,
-    Name { host: Arc<str>, port: u16 },
+    Name {
+        host: Arc<str>,
+        port: u16,
+    },
     Address(SocketAddr),
 }
 
@@ -94,8 +97,8 @@ async fn carry<S: Stream + 'static>(
 ) -> Result<(), Failure> {
     let timeouts = &worker.residents.settings.timeouts;
     if matches!(scope, Scope::Proxy) {
-        let detected = first_bytes(&mut io, timeouts.first_byte).await?;
-        return match version(&detected) {
+        let detected = io.detect_within(timeouts.first_byte).await?;
+        return match Version::of(&detected) {
             Some(version) => serve_http(io, version, scope, peer, worker).await,
             None => Err(Reason::BadRequest.into()),
         };
@@ -104,16 +107,16 @@ async fn carry<S: Stream + 'static>(
     match toward.protocol() {
         Protocol::Tcp | Protocol::Tls => forward_opaque(io, &toward, None, peer, &worker).await,
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
-            let detected = first_bytes(&mut io, timeouts.first_byte).await?;
-            match version(&detected) {
+            let detected = io.detect_within(timeouts.first_byte).await?;
+            match Version::of(&detected) {
                 Some(version) => serve_http(io, version, scope, peer, worker).await,
                 None => Err(Reason::BadRequest.into()),
             }
         }
         Protocol::Detect => match detect(&mut io, &toward, &worker).await? {
-            (Some(detected), _) if version(&detected).is_some() => {
+            (Some(detected), _) if Version::of(&detected).is_some() => {
                 worker.telemetry.protocol_detected(Direction::Outbound, telemetry_word(&detected));
-                let version = version(&detected).unwrap_or(Version::Http1);
+                let version = Version::of(&detected).unwrap_or(Version::Http1);
                 serve_http(io, version, scope, peer, worker).await
             }
             (_, opened) => {
@@ -131,24 +134,23 @@ async fn detect<S: Stream>(
     toward: &Toward,
     worker: &Worker,
 ) -> Result<(Option<Detected>, Option<opaque::Opened>), Failure> {
-    let closed = |error| Failure::new(Reason::DownstreamClosed).because(error);
     tokio::select! {
         biased;
-        detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
+        detected = io.detect_client() => return Ok((Some(detected?), None)),
         () = host::sleep(SERVER_FIRST) => {}
     }
     let mut opened = tokio::select! {
         biased;
-        detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
+        detected = io.detect_client() => return Ok((Some(detected?), None)),
         opened = opaque::open(toward, worker.carrier(Direction::Outbound)) => opened?,
     };
     let limit = worker.residents.settings.timeouts.detect;
     let mut first = bytes::BytesMut::with_capacity(1024);
     tokio::select! {
         biased;
-        detected = io.detect() => {
-            let detected = detected.map_err(closed)?;
-            let keep = version(&detected).is_none();
+        detected = io.detect_client() => {
+            let detected = detected?;
+            let keep = Version::of(&detected).is_none();
             Ok((Some(detected), keep.then_some(opened)))
         }
         read = opened.io.read_buf(&mut first) => {
@@ -157,22 +159,6 @@ async fn detect<S: Stream>(
             Ok((None, Some(opened)))
         }
         () = host::sleep(limit) => Ok((None, Some(opened))),
-    }
-}
-
-async fn first_bytes<S: Stream>(io: &mut Rewound<S>, limit: Duration) -> Result<Detected, Failure> {
-    match tokio::time::timeout(limit, io.detect()).await {
-        Ok(Ok(detected)) => Ok(detected),
-        Ok(Err(error)) => Err(Failure::new(Reason::DownstreamClosed).because(error)),
-        Err(_) => Err(Reason::DownstreamClosed.into()),
-    }
-}
-
-const fn version(detected: &Detected) -> Option<Version> {
-    match detected {
-        Detected::Http1 => Some(Version::Http1),
-        Detected::Http2 => Some(Version::Http2),
-        Detected::Tls(_) | Detected::Opaque => None,
     }
 }
 
@@ -221,11 +207,7 @@ async fn forward_opaque<S: Stream>(
     match relayed {
         Ok(()) => Ok(()),
         Err(error) => {
-            let reason = match &error {
-                relay::RelayError::A(_) => Reason::DownstreamClosed,
-                relay::RelayError::B(_) => Reason::UpstreamReset,
-                relay::RelayError::Idle(_) => Reason::RequestTimeout,
-            };
+            let reason = error.reason();
             record.failure(reason);
             Err(Failure::new(reason).because(error))
         }
@@ -248,7 +230,12 @@ async fn serve_http<S: Stream + 'static>(
 }
 
 /// Carries one request to an endpoint and its response back, with the newest picture of the mesh.
-async fn serve_request(mut request: Request<Body>, scope: Arc<Scope>, peer: SocketAddr, worker: Worker) -> Response<Body> {
+async fn serve_request(
+    mut request: Request<Body>,
+    scope: Arc<Scope>,
+    peer: SocketAddr,
+    worker: Worker,
+) -> Response<Body> {
     let started = host::now();
     let mut record = RequestRecord::open(&worker.telemetry, Direction::Outbound, started);
     record.head(request.method(), request.uri(), request.version(), request.headers());
@@ -282,6 +269,8 @@ async fn answer(
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
+    // Only sidecars use this mark; from an application it would be forged.
+    headers::take_orig_proto(request.headers_mut());
     normalize(&mut request, &residents.settings.limits)?;
     headers::request_id(request.headers_mut());
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
@@ -296,9 +285,10 @@ async fn answer(
     if let Some(name) = chosen.rule_name() {
         record.route(name);
     }
-    let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
+    let deadline =
+        Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
     let head = chosen.head(parts, authority, wanted.clone())?;
-    let (body, uploaded) = settle::upload(body, &residents.settings);
+    let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
     let outcome = call(chosen.plan(deadline, &residents.default_retry), &mut exchange).await;
     record.retries(exchange.tried().saturating_sub(1));
@@ -307,16 +297,22 @@ async fn answer(
         record.upstream(endpoint.address);
         record.security(endpoint.transport.security());
     }
-    let outcome = settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record).await?;
+    let outcome =
+        settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record)
+            .await?;
     Ok((outcome.edited(&chosen).within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
 }
 
 /// Answers CONNECT and carries what comes through it like a connection of its own.
-async fn open_tunnel(request: &mut Request<Body>, peer: SocketAddr, worker: &Worker) -> Result<Response<Body>, Failure> {
+async fn open_tunnel(
+    request: &mut Request<Body>,
+    peer: SocketAddr,
+    worker: &Worker,
+) -> Result<Response<Body>, Failure> {
     let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
-    let port = authority.port_u16().ok_or_else(|| {
-        Failure::new(Reason::BadRequest).because("CONNECT needs host:port (hint: add the port)")
-    })?;
+    let port = authority
+        .port_u16()
+        .ok_or_else(|| Failure::new(Reason::BadRequest).because("CONNECT needs host:port (hint: add the port)"))?;
     let scope = Scope::Name { host: Arc::from(authority.host()), port };
     // A destination that cannot be had is said now, with a status; later there would only be a closed connection.
     find(worker, &scope, None).await?;

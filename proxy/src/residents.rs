@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     config::demand::Demand,
@@ -34,6 +34,8 @@ pub struct Residents {
     pub inbound_retry: RetryPolicy,
     /// Told when the application refuses a connection, so that its health is looked at now.
     pub application_refused: Notify,
+    /// Room for TLS handshakes of peers that connect.
+    pub handshakes: Semaphore,
     pub serve: ServeSettings,
     pub serve_mesh: ServeSettings,
     /// Fires when inbound connections should finish.
@@ -82,7 +84,6 @@ impl Residents {
         Self {
             serve: ServeSettings::new(&settings, false),
             serve_mesh: ServeSettings::new(&settings, true),
-            settings,
             identity: parts.identity,
             telemetry: parts.telemetry,
             upstreams: parts.upstreams,
@@ -100,12 +101,14 @@ impl Residents {
                 ..RetryPolicy::default()
             },
             application_refused: Notify::new(),
+            handshakes: Semaphore::new(settings.limits.handshakes.max(1)),
             outside: Outside::new(parts.workers, LabelId::UNKNOWN),
             dialer: Arc::new(dialer),
             demand: parts.demand,
             inbound_drain: parts.inbound_drain,
             outbound_drain: parts.outbound_drain,
             mesh: ArcSwapOption::empty(),
+            settings,
         }
     }
 
@@ -118,9 +121,14 @@ impl Residents {
             .iter()
             .flat_map(|transparent| transparent.outbound.iter().chain(&transparent.inbound))
             .copied();
-        explicit.chain(transparent).chain(listeners.outbound.iter().copied()).any(|own| {
-            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified())
-        })
+        let locals = listeners.local.iter().map(|local| local.listen);
+        let others =
+            listeners.outbound.iter().chain(&listeners.admin).chain(&listeners.ready).chain(&listeners.dns).copied();
+        explicit
+            .chain(transparent)
+            .chain(locals)
+            .chain(others)
+            .any(|own| own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified()))
     }
 
     /// The newest picture; `None` before the first. Whoever takes it keeps it for the whole request.

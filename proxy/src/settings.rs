@@ -23,6 +23,8 @@ pub struct Settings {
     pub runtime: RuntimeKind,
     /// Worker threads; none: the CPU limit of the cgroup, or the number of CPUs.
     pub workers: Option<usize>,
+    /// Where the identity is kept over a restart: a folder in a memory filesystem; none: nowhere.
+    pub identity_dir: Option<PathBuf>,
     /// Where the last good configuration is kept; none: nowhere.
     pub state_dir: Option<PathBuf>,
 }
@@ -70,8 +72,8 @@ pub struct Listeners {
     pub admin: Option<SocketAddr>,
     /// Readiness and metrics for others than the operator.
     pub ready: Option<SocketAddr>,
-    /// Names of the mesh as DNS.
-    pub dns: Option<SocketAddr>,
+    /// Names of the mesh as DNS. Redirected questions arrive at the loopback address of their own family.
+    pub dns: Vec<SocketAddr>,
 }
 
 /// One port of the application.
@@ -256,7 +258,7 @@ pub struct Timeouts {
     /// Wait for the answer to a ping before the connection is given up. Default 5 s.
     #[serde(with = "seconds")]
     pub ping_timeout: Duration,
-    /// Unacknowledged data before TCP gives up. Default 10 s.
+    /// Unacknowledged data, or a receive window kept shut, before TCP gives up. Default 30 s.
     #[serde(with = "seconds")]
     pub tcp_user: Duration,
     /// Wait for a name that was never seen. Default 250 ms.
@@ -288,7 +290,7 @@ impl Default for Timeouts {
             connection_age: Duration::from_secs(3600),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),
-            tcp_user: Duration::from_secs(10),
+            tcp_user: Duration::from_secs(30),
             demand: Duration::from_millis(250),
             forget: Duration::from_secs(1800),
             opaque_idle: Duration::from_secs(3600),

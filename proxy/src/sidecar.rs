@@ -24,15 +24,10 @@ use tracing::{info, warn};
 use crate::{
     accept::ConnectionLimit,
     admin,
-    config::{
-        self,
-        demand,
-        status::Status,
-        view::View,
-    },
+    config::{self, demand, status::Status, view::View},
     drain::{self, DrainTrigger},
     host,
-    identity::{Identity, Material, client},
+    identity::{Identity, Material, SpiffeId, client, memory::MemoryFile},
     inbound,
     intercept::dns::{self, DnsSettings},
     outbound,
@@ -136,10 +131,21 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
             (identity, Some((view, updates)))
         }
     };
+    let kept = kept_identity(&settings)?;
+    if let Some(material) = kept.as_ref().and_then(MemoryFile::load) {
+        match identity.replace(material) {
+            Ok(()) => info!("identity of the process before is used until a new one is signed"),
+            Err(error) => warn!(%error, "kept identity is not used"),
+        }
+    }
     let openings = openings(&mut settings)?;
     let residents = Arc::new(Residents::new(Parts {
         identity: Arc::clone(&identity),
-        upstreams: Upstreams::new(workers, Arc::clone(&telemetry)),
+        upstreams: Upstreams::new(
+            workers,
+            Arc::clone(&telemetry),
+            settings.listeners.transparent.as_ref().and_then(|transparent| transparent.address),
+        ),
         telemetry,
         demand: demand.clone(),
         inbound_drain: inbound_watch,
@@ -160,7 +166,6 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
         stops: Stops::default(),
     });
     sidecar.serve_operators(log)?;
-    host::spawn(watch_application::run(Arc::clone(&sidecar)));
     let first = Arc::new(Notify::new());
     let publish = {
         let (residents, first) = (Arc::clone(&residents), Arc::clone(&first));
@@ -178,7 +183,8 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
             };
             let (status, stop) = (Arc::clone(&sidecar.status), sidecar.stops.all.clone());
             let mark = residents.dialer.mark;
-            let signing = client::Options { control_plane: control_plane.clone(), node: settings.node.clone(), mark };
+            let signing =
+                client::Options { control_plane: control_plane.clone(), node: settings.node.clone(), mark, kept };
             host::spawn(client::keep(Arc::clone(&identity), signing, stop.clone()));
             let options = config::Options {
                 control_plane,
@@ -207,10 +213,12 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     let running = Workers::start(workers, settings.runtime, &residents, &openings, &limit, &sidecar.stops)
         .map_err(RunError::Workers)?;
     sidecar.ready.store(true, Ordering::Release);
+    // Only now: before it listens, nobody may be sent to it, however ready the application is.
+    host::spawn(watch_application::run(Arc::clone(&sidecar)));
     for opening in &openings {
         info!(address = %opening.address, entrance = ?opening.entrance, "listening");
     }
-    if let Some(address) = settings.listeners.dns {
+    for address in settings.listeners.dns.clone() {
         let names = Arc::new(names::Names(Arc::clone(&residents)));
         let dns = DnsSettings { listen: address, resolvers: dns::system_resolvers(), mark: residents.dialer.mark };
         let stop = sidecar.stops.all.clone();
@@ -235,6 +243,15 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     running.join();
     residents.telemetry.flush();
     Ok(())
+}
+
+/// The file in memory that keeps the identity over a restart, if the settings name a folder.
+fn kept_identity(settings: &Settings) -> Result<Option<MemoryFile>, RunError> {
+    let Some(folder) = &settings.identity_dir else { return Ok(None) };
+    let node = &settings.node;
+    let id = SpiffeId::new(&node.trust_domain, &node.namespace, &node.service_account)
+        .map_err(|error| RunError::Settings(error.to_string()))?;
+    MemoryFile::new(folder, &node.workload, id).map(Some).map_err(|error| RunError::Settings(error.to_string()))
 }
 
 /// Replaces view and identity as a fixed source says.
@@ -263,7 +280,7 @@ impl Sidecar {
         info!("draining inbound");
         self.stops.inbound.cancel();
         self.inbound_drain.fire();
-        let grace = tokio::time::sleep(settings.drain.grace);
+        let grace = host::sleep(settings.drain.grace);
         tokio::pin!(grace);
         let finished = async {
             while workers.open().0 > 0 {
@@ -390,8 +407,8 @@ fn registration(settings: &Settings) -> Registration {
             None => bytes::Bytes::new(),
         },
         ports,
-        // Until the application has answered, nobody is sent to it; a caller without ports is always ready.
-        ready: listeners.inbound.is_empty() && listeners.transparent.is_none(),
+        // Until we listen and the application has answered, nobody is sent to it.
+        ready: false,
         draining: false,
     }
 }

@@ -15,7 +15,7 @@ use outrigger_proxy::{
 };
 
 /// Settings that nothing enforces yet. The page says so, until the code does it and the line here goes.
-const NOT_ENFORCED: &[&str] = &["limits.interim_responses", "limits.handshakes", "timeouts.mesh_idle"];
+const NOT_ENFORCED: &[&str] = &["limits.interim_responses", "timeouts.mesh_idle"];
 
 /// Compares a page with the file, or writes the file.
 fn page(name: &str, text: &str) {
@@ -139,19 +139,12 @@ fn rows(
 fn settings_page_holds_every_setting_with_its_default() {
     // An operator raises a limit by a name or from a value that the sidecar does not have.
     let mut settings: Settings = arguments::defaults();
-    settings.control_plane = Some(outrigger_proxy::settings::ControlPlane {
-        address: String::new(),
-        token: None,
-        root_file: None,
-    });
+    settings.control_plane =
+        Some(outrigger_proxy::settings::ControlPlane { address: String::new(), token: None, root_file: None });
     settings.listeners.transparent = Some(TransparentListeners::default());
     let nowhere = "127.0.0.1:0".parse().unwrap();
-    settings.listeners.inbound = vec![InboundListener {
-        listen: nowhere,
-        application: nowhere,
-        target_port: 0,
-        port_name: String::new(),
-    }];
+    settings.listeners.inbound =
+        vec![InboundListener { listen: nowhere, application: nowhere, target_port: 0, port_name: String::new() }];
     settings.listeners.local = vec![LocalListener { listen: nowhere, host: String::new(), port: 0 }];
     let values = serde_json::to_value(&settings).unwrap();
     for path in NOT_ENFORCED {
@@ -176,13 +169,20 @@ fn lean_command_line_page_is_its_help() {
         "# Command line of `outrigger-proxy`\n\nPrinted by the program; do not edit. The lean binary for containers: \
          the same sidecar as [`outrigger proxy`](cli.md), without static mode.\nExit codes: 0 ok, 1 failed, 64 usage or bad input.\n",
     );
-    for words in [&["--help"][..], &["run", "--help"], &["intercept", "--help"], &["intercept", "apply", "--help"], &["intercept", "check", "--help"]] {
+    for words in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["intercept", "--help"],
+        &["intercept", "apply", "--help"],
+        &["intercept", "check", "--help"],
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_outrigger-proxy")).args(words).env_clear().output().unwrap();
         assert!(output.status.success(), "{words:?}");
         let help = String::from_utf8(output.stdout).unwrap();
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
         let name = words.split_last().unwrap().1.join(" ");
-        write!(text, "\n## `{}`\n\n```text\n{}\n```\n", format!("outrigger-proxy {name}").trim_end(), help.join("\n")).unwrap();
+        write!(text, "\n## `{}`\n\n```text\n{}\n```\n", format!("outrigger-proxy {name}").trim_end(), help.join("\n"))
+            .unwrap();
     }
     page("proxy-cli.md", &text);
 }

@@ -41,6 +41,7 @@ use super::{
     reply,
 };
 use crate::{
+    detect::Detected,
     drain::DrainWatch,
     host::{self, Instant, Stream},
     settings::{Limits, Settings, Timeouts},
@@ -51,6 +52,17 @@ use crate::{
 pub enum Version {
     Http1,
     Http2,
+}
+
+impl Version {
+    /// The version that the first bytes were; `None` when they were not HTTP.
+    pub const fn of(detected: &Detected) -> Option<Self> {
+        match detected {
+            Detected::Http1 => Some(Self::Http1),
+            Detected::Http2 => Some(Self::Http2),
+            Detected::Tls(_) | Detected::Opaque => None,
+        }
+    }
 }
 
 /// Prepared once from the settings; shared by connections. How fast bodies must come is not in here: whether that may be asked
@@ -78,7 +90,6 @@ impl ServeSettings {
             .timer(TokioTimer::new())
             // hyper's clock also runs between requests; ours tells the two apart.
             .header_read_timeout(None)
-            .half_close(true)
             .max_header_size(limits.http1_head_bytes)
             .max_buf_size(limits.connection_buffer_bytes.max(limits.http1_head_bytes).max(MIN_BUFFER_BYTES));
         if limits.header_fields != HYPER_HEADER_FIELDS {

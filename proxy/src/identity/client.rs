@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     Identity, Material,
+    memory::MemoryFile,
     renewal::{LIFETIME, Renewal},
     request::SigningRequest,
     spiffe_id::{SpiffeId, SpiffeIdError},
@@ -43,6 +44,8 @@ pub struct Options {
     pub node: NodeSettings,
     /// `SO_MARK` for our connections; `None`: none.
     pub mark: Option<u32>,
+    /// Where the identity is kept over a restart; `None`: nowhere.
+    pub kept: Option<MemoryFile>,
 }
 
 /// Why there is no new certificate.
@@ -128,6 +131,11 @@ async fn renew(identity: &Identity, options: &Options, with_certificate: bool) -
     let token = token.filter(|_| material.is_none());
     let material = sign(channel, &options.control_plane.address, &id, token.as_ref(), &node.trust_domain).await?;
     identity.replace(material)?;
+    if let (Some(file), Some(material)) = (&options.kept, identity.material())
+        && let Err(error) = file.save(&material)
+    {
+        warn!(%error, "identity is not kept for a restart");
+    }
     Ok(())
 }
 
@@ -236,8 +244,11 @@ mod tests {
     #[derive(Clone)]
     struct Authority {
         answer: Result<Vec<String>, Code>,
-        seen: Arc<Mutex<Vec<(Option<String>, String, i64)>>>,
+        seen: Arc<Mutex<Vec<Asked>>>,
     }
+
+    /// Authorization header, signing request, wanted lifetime.
+    type Asked = (Option<String>, String, i64);
 
     #[tonic::async_trait]
     impl IstioCertificateService for Authority {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 pub mod client;
+pub mod memory;
 pub mod renewal;
 pub mod request;
 mod resident;
@@ -13,6 +14,7 @@ pub mod token;
 pub mod trust;
 
 pub use resident::Identity;
+pub use spiffe_id::SpiffeId;
 
 /// What a workload proves itself with, and whom it believes. Replaced as a whole on rotation.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::{
-    ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind, Settings,
-    TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
+    ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind,
+    Settings, TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
 };
 
 /// A setting that cannot be taken.
@@ -311,7 +311,7 @@ fn shape() -> Value {
             }),
             admin: Some(address),
             ready: Some(address),
-            dns: Some(address),
+            dns: vec![address],
         },
         control_plane: Some(ControlPlane {
             address: String::new(),
@@ -324,6 +324,7 @@ fn shape() -> Value {
         drain: DrainSettings::default(),
         workers: Some(1),
         runtime: RuntimeKind::default(),
+        identity_dir: Some(PathBuf::from("identity")),
         state_dir: Some(PathBuf::from("state")),
     };
     serde_json::to_value(example).unwrap_or_default()

@@ -70,12 +70,7 @@ impl fmt::Debug for BreakerCell {
 }
 
 impl BreakerCell {
-    pub fn new(
-        policy: Arc<BreakerPolicy>,
-        rule: Arc<str>,
-        backend: Arc<str>,
-        observer: Observer,
-    ) -> Self {
+    pub fn new(policy: Arc<BreakerPolicy>, rule: Arc<str>, backend: Arc<str>, observer: Observer) -> Self {
         Self {
             name: Arc::clone(&policy.name),
             rule,
@@ -137,8 +132,7 @@ impl Ticket {
     /// Gives the outcome of the try.
     pub fn report(mut self, outcome: Outcome, took: Duration) {
         if let Some(permit) = self.permit.take() {
-            let transition =
-                self.cell.breaker.lock().report(permit, outcome, took, host::now(), host::random_unit());
+            let transition = self.cell.breaker.lock().report(permit, outcome, took, host::now(), host::random_unit());
             self.cell.tell(transition);
         }
     }

@@ -91,7 +91,6 @@ impl Carrier<'_> {
 }
 
 impl Dialer {
-
     /// A plain TCP connection with our socket options.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ use crate::{
         limits::{Held, Slot},
         retry::Repeatable,
     },
-    telemetry::{EjectionEvent, RetryRefusal},
+    telemetry::{EjectionEvent, Overflow, RetryRefusal},
 };
 
 /// Everything of a request but its body, as it goes upstream.
@@ -119,7 +119,11 @@ impl<'a> Exchange<'a> {
         self.body.is_replayable().then(|| (self.head, std::mem::replace(&mut self.body, Replay::new(Body::empty(), 0))))
     }
 
-    async fn send(&mut self, endpoint: &Arc<Endpoint>, lease: Lease) -> Result<(Response<Incoming>, Connection), Failure> {
+    async fn send(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        lease: Lease,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
         match lease {
             Lease::Http2(stream) => {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
@@ -172,8 +176,8 @@ impl<'a> Exchange<'a> {
         let uri = match &head.speaks {
             Speaks::Upgrade(Upgrade::Http1 { protocol }) | Speaks::Upgrade(Upgrade::ExtendedConnect { protocol }) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-                let protocol = HeaderValue::from_str(protocol)
-                    .map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+                let protocol =
+                    HeaderValue::from_str(protocol).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
                 headers.insert(UPGRADE, protocol);
                 Uri::from(head.path.clone())
             }
@@ -193,8 +197,7 @@ impl<'a> Exchange<'a> {
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(head.authority.clone());
         uri.path_and_query = Some(head.path.clone());
-        *request.uri_mut() =
-            Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
         let headers = request.headers_mut();
         headers.clone_from(&head.headers);
         headers::set_attempt_count(headers, self.tried);
@@ -206,7 +209,11 @@ impl<'a> Exchange<'a> {
     }
 
     /// One try, after breaker and limits have let it pass.
-    async fn reach(&mut self, endpoint: &Arc<Endpoint>, limit: Deadline) -> Result<(Response<Incoming>, Connection), Failure> {
+    async fn reach(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        limit: Deadline,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
         let need = match self.head.speaks {
             Speaks::Http1 => Need::Http1,
             Speaks::Http2 => Need::Http2,
@@ -240,7 +247,13 @@ impl Attempts for Exchange<'_> {
             None => None,
         };
         let backend = &route.backend;
-        let request = backend.hold(Slot::Request)?;
+        let request = match backend.hold(Slot::Request) {
+            Ok(request) => request,
+            Err(reason) => {
+                self.carrier.telemetry.limit_overflowed(Overflow::Requests);
+                return Err(reason.into());
+            }
+        };
         let avoid = self.last.as_ref().map(|(index, _)| *index);
         let started = host::now();
         let (index, endpoint) = match backend.pick(avoid) {
@@ -283,7 +296,10 @@ impl Attempts for Exchange<'_> {
 
     fn take_retry(&mut self) -> Result<Held, RetryRefusal> {
         let backend = &self.route.backend;
-        let held = backend.hold(Slot::Retry).map_err(|_| RetryRefusal::LimitReached)?;
+        let held = backend.hold(Slot::Retry).map_err(|_| {
+            self.carrier.telemetry.limit_overflowed(Overflow::Retries);
+            RetryRefusal::LimitReached
+        })?;
         if !backend.state.budget.lock().withdraw(host::now()) {
             return Err(RetryRefusal::BudgetExhausted);
         }
@@ -351,12 +367,8 @@ fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Incoming>) -> Res
         return Ok(());
     }
     let Some(word) = response.headers().get(reply::ERROR) else { return Ok(()) };
-    let untouched = [
-        Reason::UpstreamConnectRefused,
-        Reason::UpstreamConnectTimeout,
-        Reason::NotReady,
-        Reason::Draining,
-    ];
+    let untouched =
+        [Reason::UpstreamConnectRefused, Reason::UpstreamConnectTimeout, Reason::NotReady, Reason::Draining];
     match untouched.into_iter().find(|reason| reason.word().as_bytes() == word.as_bytes()) {
         Some(reason) => Err(Failure::new(Reason::UpstreamConnectRefused)
             .because(format!("the sidecar of the endpoint says {}", reason.word()))),

@@ -11,8 +11,8 @@ use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::body::Body,
-    upstream::pool::Hold,
     settings::Limits,
+    upstream::pool::Hold,
 };
 
 /// A connection that is idle or carries one request.
@@ -44,8 +44,10 @@ pub async fn open(io: Upstream, limits: &Limits, max_age: Duration, hold: Hold) 
     let mut builder = http1::Builder::new();
     builder.max_headers(limits.header_fields.max(1)).max_header_size(limits.http1_head_bytes.max(8192));
     builder.max_buf_size(limits.http1_head_bytes.max(8192));
-    let (sender, connection) =
-        builder.handshake(TokioIo::new(io)).await.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
+    let (sender, connection) = builder
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
     host::spawn(async move {
         // Its errors surface in the request that was under way; an idle connection may close as it likes.
         let _ = connection.with_upgrades().await;

@@ -18,8 +18,8 @@ use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::body::Body,
-    upstream::pool::Hold,
     settings::{Limits, Timeouts},
+    upstream::pool::Hold,
 };
 
 /// One connection, shared by its streams.
@@ -63,8 +63,10 @@ pub async fn open(
         .max_pending_accept_reset_streams(limits.http2_pending_resets)
         .keep_alive_interval(timeouts.ping_interval)
         .keep_alive_timeout(timeouts.ping_timeout);
-    let (sender, connection) =
-        builder.handshake(TokioIo::new(io)).await.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
+    let (sender, connection) = builder
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
     host::spawn(async move {
         // Its errors surface in the streams that were under way.
         let _ = connection.await;

@@ -39,14 +39,21 @@ impl Applications {
     }
 
     /// The backend for the application at `address`; `limits` are those of the port.
-    pub fn at(&self, _authorized: &Authorized, address: SocketAddr, limits: LimitPolicy, labels: LabelId) -> Arc<Backend> {
+    pub fn at(
+        &self,
+        _authorized: &Authorized,
+        address: SocketAddr,
+        limits: LimitPolicy,
+        labels: LabelId,
+    ) -> Arc<Backend> {
         let mut cached = self.cached.lock();
         if let Some(backend) = cached.get(&(address, limits)) {
             return Arc::clone(backend);
         }
         let policy = Arc::new(Policy { limits, ..Policy::default() });
         let mut states = self.states.lock();
-        let state = states.get(&address).and_then(Weak::upgrade).unwrap_or_else(|| Arc::new(BackendState::new(&policy)));
+        let state =
+            states.get(&address).and_then(Weak::upgrade).unwrap_or_else(|| Arc::new(BackendState::new(&policy)));
         states.insert(address, Arc::downgrade(&state));
         let key = EndpointKey { address, identity: None, multiplex: false };
         let endpoint = Endpoint {

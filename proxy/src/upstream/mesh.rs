@@ -22,10 +22,7 @@ use crate::{
     config::view::{self, Map, PeerKind, Policy, TlsMode, View},
     host::Instant,
     identity::spiffe_id::SpiffeId,
-    resilience::{
-        breaker::BreakerPolicy,
-        fallback::FallbackKind,
-    },
+    resilience::{breaker::BreakerPolicy, fallback::FallbackKind},
     route::{Leg, RouteTable, Target},
     telemetry::{LabelSet, Telemetry},
     tls::Expected,
@@ -52,6 +49,8 @@ pub struct LiveService {
 pub struct Upstreams {
     workers: usize,
     telemetry: Arc<Telemetry>,
+    /// Our own address where traffic is intercepted: our connections to it are not redirected to ourselves.
+    own_address: Option<IpAddr>,
     backends: Mutex<HashMap<Arc<str>, Weak<BackendState>>>,
     breakers: Mutex<HashMap<BreakerKey, Weak<BreakerCell>>>,
 }
@@ -135,8 +134,8 @@ impl LiveService {
 }
 
 impl Upstreams {
-    pub fn new(workers: usize, telemetry: Arc<Telemetry>) -> Self {
-        Self { workers, telemetry, backends: Mutex::default(), breakers: Mutex::default() }
+    pub fn new(workers: usize, telemetry: Arc<Telemetry>, own_address: Option<IpAddr>) -> Self {
+        Self { workers, telemetry, own_address, backends: Mutex::default(), breakers: Mutex::default() }
     }
 
     /// Every breaker that is in use.
@@ -197,8 +196,7 @@ impl Upstreams {
     }
 
     fn service(&self, config: &Arc<view::Service>, joining: &mut Joining<'_>) -> LiveService {
-        let destinations =
-            config.ports.iter().map(|port| Arc::new(self.destination(config, port, joining))).collect();
+        let destinations = config.ports.iter().map(|port| Arc::new(self.destination(config, port, joining))).collect();
         LiveService { config: Arc::clone(config), destinations }
     }
 
@@ -209,15 +207,10 @@ impl Upstreams {
         joining: &mut Joining<'_>,
     ) -> Destination {
         let mut built_from = Vec::new();
-        let own_target =
-            Target { service: Arc::clone(&service.resource), port: port.port, subset: Arc::from("") };
+        let own_target = Target { service: Arc::clone(&service.resource), port: port.port, subset: Arc::from("") };
         let own = match self.backend(&own_target, joining) {
             Some(backend) => self.route_backend(backend, &Arc::from(""), None, joining, &mut built_from),
-            None => RouteBackend {
-                backend: self.empty_backend(service, port.port),
-                breaker: None,
-                fallback: None,
-            },
+            None => RouteBackend { backend: self.empty_backend(service, port.port), breaker: None, fallback: None },
         };
         let routes = port.routes.as_ref().map(|table| {
             let built_from = std::cell::RefCell::new(&mut built_from);
@@ -235,10 +228,8 @@ impl Upstreams {
                     ))),
                 }
             };
-            RouteTable::clone(table).map(
-                |rule, target| lead(rule.name, rule.breaker, target),
-                |rule, target| lead(rule, None, target),
-            )
+            RouteTable::clone(table)
+                .map(|rule, target| lead(rule.name, rule.breaker, target), |rule, target| lead(rule, None, target))
         });
         Destination {
             service: Arc::clone(service),
@@ -266,8 +257,7 @@ impl Upstreams {
             let instead = match &fallback.kind {
                 FallbackKind::Reply { .. } => None,
                 FallbackKind::Backend(target) => {
-                    built_from
-                        .push((Arc::clone(&target.service), joining.view.services.get(&target.service).cloned()));
+                    built_from.push((Arc::clone(&target.service), joining.view.services.get(&target.service).cloned()));
                     self.backend(target, joining)
                 }
             };
@@ -390,6 +380,8 @@ impl Upstreams {
     ) -> Endpoint {
         let address = SocketAddr::new(endpoint.address, place.port);
         let peer = match policy.tls {
+            // The application beside us: no wire in between, and nobody there who would terminate TLS.
+            _ if self.own_address == Some(endpoint.address) => PeerKind::Plain,
             TlsMode::Auto => place.peer,
             TlsMode::Disable => PeerKind::Plain,
             TlsMode::Mesh if place.peer == PeerKind::Plain => PeerKind::Mesh,
@@ -405,8 +397,7 @@ impl Upstreams {
         };
         let key = EndpointKey {
             address,
-            identity: (peer != PeerKind::Plain)
-                .then(|| endpoint.identity.clone().unwrap_or_else(|| Arc::from(""))),
+            identity: (peer != PeerKind::Plain).then(|| endpoint.identity.clone().unwrap_or_else(|| Arc::from(""))),
             multiplex: peer == PeerKind::Outrigger,
         };
         Endpoint {

@@ -50,9 +50,7 @@ impl Outside {
             return Ok(self.at(&[SocketAddr::new(address, port)]));
         }
         match host::resolve(&format!("{name}:{port}")).await {
-            Ok(found) if !found.is_empty() => {
-                Ok(self.at(&found.into_iter().take(ADDRESSES).collect::<Vec<_>>()))
-            }
+            Ok(found) if !found.is_empty() => Ok(self.at(&found.into_iter().take(ADDRESSES).collect::<Vec<_>>())),
             Ok(_) => Err(Reason::UnknownDestination.into()),
             Err(error) => Err(Failure::new(Reason::UnknownDestination).because(error)),
         }

@@ -19,7 +19,7 @@ use crate::{
     failure::{Failure, Reason},
     host::{self, Instant},
     resilience::limits::{Held, Slot},
-    telemetry::ActiveUpstream,
+    telemetry::{ActiveUpstream, Overflow},
     tls::{Alpn, Offer},
 };
 
@@ -181,12 +181,15 @@ impl Backend {
     }
 
     /// At the limit of connections a request waits, as one of at most `max_pending_requests`, for one to come back.
-    async fn wait_for_connection(
-        &self,
-        endpoint: &Endpoint,
-        carrier: Carrier<'_>,
-    ) -> Result<Waited, Failure> {
-        let _pending = self.hold(Slot::Pending)?;
+    async fn wait_for_connection(&self, endpoint: &Endpoint, carrier: Carrier<'_>) -> Result<Waited, Failure> {
+        carrier.telemetry.limit_overflowed(Overflow::Connections);
+        let _pending = match self.hold(Slot::Pending) {
+            Ok(pending) => pending,
+            Err(reason) => {
+                carrier.telemetry.limit_overflowed(Overflow::PendingRequests);
+                return Err(reason.into());
+            }
+        };
         let waiting = async {
             loop {
                 let freed = self.state.freed.notified();
@@ -201,9 +204,7 @@ impl Backend {
                 freed.await;
             }
         };
-        tokio::time::timeout(self.connect_timeout, waiting)
-            .await
-            .map_err(|_| Failure::new(Reason::ConnectionOverflow))
+        tokio::time::timeout(self.connect_timeout, waiting).await.map_err(|_| Failure::new(Reason::ConnectionOverflow))
     }
 
     /// A stream on a shared connection.
@@ -253,14 +254,14 @@ impl Backend {
         slot: Option<Held>,
         report: watch::Sender<Opening>,
     ) {
-        let (backend, dialer, telemetry) = (Arc::clone(self), Arc::clone(carrier.dialer), Arc::clone(carrier.telemetry));
+        let (backend, dialer, telemetry) =
+            (Arc::clone(self), Arc::clone(carrier.dialer), Arc::clone(carrier.telemetry));
         let (worker, direction) = (carrier.worker, carrier.direction);
         host::spawn(async move {
             let carrier = Carrier { worker, direction, dialer: &dialer, telemetry: &telemetry };
             let opened = async {
-                let (io, alpn) = carrier
-                    .dial(endpoint.address, &endpoint.transport, Offer::Http2, backend.connect_timeout)
-                    .await?;
+                let (io, alpn) =
+                    carrier.dial(endpoint.address, &endpoint.transport, Offer::Http2, backend.connect_timeout).await?;
                 if alpn == Some(Alpn::MeshHttp1) {
                     return Err(Failure::new(Reason::UpstreamProtocol)
                         .because("the endpoint's sidecar speaks only HTTP/1.1 to the mesh"));

@@ -99,9 +99,7 @@ impl<'a> Forward<'a> {
     /// How hard to try; `default` where no rule says.
     pub fn plan<'p>(&'p self, deadline: Deadline, default: &'p RetryPolicy) -> Plan<'p> {
         match &self.matched {
-            Some(matched) => {
-                Plan { retry: &matched.rule.retry, try_timeout: matched.rule.try_timeout, deadline }
-            }
+            Some(matched) => Plan { retry: &matched.rule.retry, try_timeout: matched.rule.try_timeout, deadline },
             None => Plan { retry: default, try_timeout: None, deadline },
         }
     }

@@ -22,7 +22,7 @@ use tracing::debug;
 use super::{
     backend::RouteBackend,
     dial::Carrier,
-    exchange::{Answer, Exchange, Holds},
+    exchange::{Answer, Exchange, Head, Holds, Speaks},
     rule::Forward,
 };
 use crate::{
@@ -73,11 +73,7 @@ impl Settled {
     /// The response of an answered try.
     pub fn answered(answer: Answer) -> Self {
         let (parts, body) = answer.response.into_parts();
-        Self {
-            response: Response::from_parts(parts, Body::incoming(body)),
-            holds: Some(answer.holds),
-            fallback: None,
-        }
+        Self { response: Response::from_parts(parts, Body::incoming(body)), holds: Some(answer.holds), fallback: None }
     }
 
     pub const fn response_mut(&mut self) -> &mut Response<Body> {
@@ -101,9 +97,8 @@ impl Settled {
             && self.holds.is_some()
             && !self.response.body().is_end_stream()
         {
-            let body = std::mem::replace(self.response.body_mut(), Body::empty());
-            *self.response.body_mut() =
-                Body::boxed(Bounded { body, end: Box::pin(tokio::time::sleep(left)) });
+            let body = std::mem::take(self.response.body_mut());
+            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(host::sleep(left)) });
         }
         self
     }
@@ -173,14 +168,20 @@ pub fn failed(response: Response<Body>, failure: &Failure, mut record: RequestRe
     own(response, record)
 }
 
-/// The request body on its way up: paced, counted, kept for another try up to the limit.
-pub fn upload(body: Body, settings: &Settings) -> (Replay, Option<Arc<Uploaded>>) {
+/// The request body on its way up: counted, kept for another try up to the limit, and held to a least pace where it is
+/// a message that ends. A gRPC call or another stream over HTTP/2 may be silent for as long as it likes.
+pub fn upload(head: &Head, body: Body, settings: &Settings) -> (Replay, Option<Arc<Uploaded>>) {
     if body.is_end_stream() {
         return (Replay::new(Body::empty(), 0), None);
     }
     let uploaded = Arc::new(Uploaded::default());
-    let body =
-        body.with_idle_limit(Pace::new(&settings.timeouts)).observed(CountUpload(Arc::clone(&uploaded)));
+    let is_message = match head.speaks {
+        Speaks::Http1 => !grpc::is_grpc(&head.headers),
+        Speaks::Http2 => body.size_hint().exact().is_some(),
+        Speaks::Upgrade(_) => false,
+    };
+    let body = if is_message { body.with_idle_limit(Pace::new(&settings.timeouts)) } else { body };
+    let body = body.observed(CountUpload(Arc::clone(&uploaded)));
     (Replay::new(body, settings.limits.replay_bytes), Some(uploaded))
 }
 
@@ -213,7 +214,8 @@ pub async fn or_fallback(
         FallbackKind::Reply { .. } => static_reply(&fallback.policy, carrier.telemetry),
         FallbackKind::Backend(_) => {
             // A request that an application may have seen goes elsewhere only if it may be repeated.
-            let repeatable = exchange.may_go_elsewhere(outcome.as_ref().err().map_or(Sent::Maybe, |failure| failure.sent));
+            let repeatable =
+                exchange.may_go_elsewhere(outcome.as_ref().err().map_or(Sent::Maybe, |failure| failure.sent));
             let (Some(backend), Some((head, body))) =
                 (&fallback.backend, repeatable.then(|| exchange.into_parts()).flatten())
             else {
@@ -338,7 +340,7 @@ impl Observer for End {
 /// A body that breaks at the deadline of its request.
 struct Bounded {
     body: Body,
-    end: Pin<Box<tokio::time::Sleep>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl http_body::Body for Bounded {
