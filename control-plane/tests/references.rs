@@ -1,5 +1,5 @@
 //! The pages of `docs` that come from the control plane and the command line: printed anew and compared. And every relative link
-//! of every page.
+//! of every page, and the tests that ARCHITECTURE.md names.
 //!
 //! `OUTRIGGER_REWRITE_DOCS=1 cargo test --test references` writes the pages; a test without it says which one is stale.
 
@@ -96,6 +96,8 @@ fn command_line_page_is_its_help() {
         ("NO_COLOR", "any value: no colours"),
         ("XDG_STATE_HOME", "where the control plane's default folder lies (`$XDG_STATE_HOME/outrigger`)"),
         ("HOME", "the same without XDG_STATE_HOME (`~/.local/state/outrigger`)"),
+        ("OUTRIGGER_TEST_LOGS", "tests only: folder that keeps the logs of processes in namespace tests"),
+        ("OUTRIGGER_TEST_OUTAGE_SECONDS", "tests only: how long the control plane is away in the fault tests"),
         ("OUTRIGGER_REQUIRE_NETNS", "tests only: network-namespace tests must run instead of skipping themselves"),
         ("OUTRIGGER_REWRITE_CASES", "tests only: expected files of the compile cases are written anew"),
         ("OUTRIGGER_REWRITE_DOCS", "tests only: the generated pages of `docs` are written anew"),
@@ -303,4 +305,34 @@ fn every_relative_link_leads_somewhere() {
     }
     assert!(links > 20, "only {links} links were found");
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+fn sources(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            into.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_invariant_names_tests_that_exist() {
+    // A promise would be believed that nothing holds any more.
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, section) = text.split_once("## Invariants").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut code = String::new();
+    for folder in ["proxy/src", "proxy/tests", "control-plane/src", "control-plane/tests"] {
+        sources(&root().join(folder), &mut code);
+    }
+    let is_test = |word: &str| {
+        word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && word.matches('_').count() >= 2
+    };
+    let named: Vec<&str> = section.split('`').skip(1).step_by(2).filter(|word| is_test(word)).collect();
+    assert!(named.len() > 20, "only {named:?}");
+    let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
 }
