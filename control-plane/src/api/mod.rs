@@ -20,8 +20,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use fields::{FieldUse, Place};
 use fields::{Field, Fields, Report};
+pub use fields::{FieldUse, Place};
 use kinds::{Found, KindEntry, Support};
 use node::{Node, Value};
 

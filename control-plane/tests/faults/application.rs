@@ -97,7 +97,8 @@ async fn serve_connection(socket: TcpStream, application: Arc<Application>, mut 
     });
     let io = TokioIo::new(socket);
     if speaks_http2 {
-        let connection = http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).serve_connection(io, service);
+        let connection =
+            http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             _ = connection.as_mut() => return,

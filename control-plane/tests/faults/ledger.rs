@@ -122,7 +122,10 @@ impl Ledger {
             let seen = records.get(id).map_or(&[][..], Vec::as_slice);
             let tell = |what: &str| {
                 let at = ended.duration_since(self.began).as_secs_f64();
-                format!("{what}: {id} {kind:?} {outcome:?} at {at:.3} s after {took:.1?}, records: [{}]", seen.join("; "))
+                format!(
+                    "{what}: {id} {kind:?} {outcome:?} at {at:.3} s after {took:.1?}, records: [{}]",
+                    seen.join("; ")
+                )
             };
             if seen.iter().any(|record| record.starts_with("MIXED")) {
                 verdict.wrong.push(tell("WRONG"));

@@ -75,7 +75,8 @@ impl Plan {
         let mut place = |name, app, version, has_application, mut flags: Vec<String>| {
             let (application, inbound) = (ports.next(), ports.next());
             if has_application {
-                flags.extend(["--inbound".to_owned(), format!("{inbound}={application},port={SERVICE_PORT},name=http")]);
+                flags
+                    .extend(["--inbound".to_owned(), format!("{inbound}={application},port={SERVICE_PORT},name=http")]);
             }
             Place {
                 name,
@@ -189,8 +190,7 @@ impl Mesh {
         let log = folder.path().join(format!("{CONTROL_PLANE}.log"));
         processes.insert(CONTROL_PLANE.to_owned(), spawn(&program, &[], &serve, &[], log));
         let control = Control::connect(&data, plan.admin).await;
-        let mut mesh =
-            Self { plan, control, ledger, tokens: BTreeMap::new(), processes, folder, program, _turn: turn };
+        let mut mesh = Self { plan, control, ledger, tokens: BTreeMap::new(), processes, folder, program, _turn: turn };
         let revision = mesh.control.apply(&format!("{}---\n{documents}", services())).await;
         for place in mesh.plan.places.clone() {
             let token = mesh.control.token(place.app).await;
@@ -339,13 +339,7 @@ fn serve(plan: &Plan, data: &Path) -> Vec<String> {
     args
 }
 
-fn spawn(
-    program: &Path,
-    enter: &[OsString],
-    args: &[String],
-    environment: &[(&str, String)],
-    log: PathBuf,
-) -> Process {
+fn spawn(program: &Path, enter: &[OsString], args: &[String], environment: &[(&str, String)], log: PathBuf) -> Process {
     let output = File::options().create(true).append(true).open(&log).unwrap();
     let mut words: Vec<OsString> = enter.to_vec();
     words.push(program.into());
@@ -369,7 +363,8 @@ impl Drop for Mesh {
         }
         if std::thread::panicking() {
             eprintln!("{}", self.ledger.verdict());
-            let mut logs: Vec<_> = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            let mut logs: Vec<_> =
+                fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
             logs.sort();
             for log in logs.iter().filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
                 let text = fs::read_to_string(log).unwrap_or_default();

@@ -178,7 +178,10 @@ fn assert_outage(mesh: &Mesh, what: &str, outages: usize) {
     println!("{what}: {verdict}");
     verdict.assert_safe(200);
     let most = outages * (HTTP1 + HTTP2);
-    assert!(verdict.failed_posts.len() <= most && verdict.truncated.len() <= most && verdict.not_sent == 0, "{verdict}");
+    assert!(
+        verdict.failed_posts.len() <= most && verdict.truncated.len() <= most && verdict.not_sent == 0,
+        "{verdict}"
+    );
 }
 
 /// Three replicas are replaced one after the other, each with its sidecar: the sidecar first, as where it is told first, or
@@ -231,7 +234,11 @@ pub async fn control_plane_killed(plan: Plan, outage: Duration) {
     verdict.assert_spotless(200);
     // What was asked just before the change may be answered just after it.
     let after = mesh.ledger.shares(changed + Duration::from_millis(200));
-    assert_eq!(after.keys().collect::<Vec<_>>(), ["api-3"], "the change that came after did not take effect: {after:?}");
+    assert_eq!(
+        after.keys().collect::<Vec<_>>(),
+        ["api-3"],
+        "the change that came after did not take effect: {after:?}"
+    );
 }
 
 const PATIENCE: &str = "apiVersion: gateway.networking.k8s.io/v1
@@ -278,7 +285,10 @@ pub async fn application_hangs(plan: Plan) {
     let ejections: Vec<&str> =
         metrics.lines().filter(|line| line.contains("eject") && !line.starts_with('#')).collect();
     println!("{}", ejections.join("\n"));
-    assert!(ejections.iter().any(|line| line.ends_with(|c: char| ('1'..='9').contains(&c))), "never ejected: {ejections:?}");
+    assert!(
+        ejections.iter().any(|line| line.ends_with(|c: char| ('1'..='9').contains(&c))),
+        "never ejected: {ejections:?}"
+    );
 }
 
 /// One replica is much slower than the others: it gets less.
@@ -348,8 +358,7 @@ pub async fn drain(plan: Plan) {
     let mut mesh = Mesh::start(plan, "").await;
     let load = load(&mesh);
     let (says, mut heard) = talk_with(&mesh, "api-1").await;
-    let way_out =
-        Front { address: mesh.plan.way_out, authority: format!("store.{NAMESPACE}:{SERVICE_PORT}") };
+    let way_out = Front { address: mesh.plan.way_out, authority: format!("store.{NAMESPACE}:{SERVICE_PORT}") };
     let outgoing = Arc::new(Ledger::new(&mesh.folder().join("outgoing"), "out"));
     // The applications write to the mesh's ledger, so this one counts the clients' side only.
     let calls = Load::start(&outgoing, &way_out, 2, 1, PAUSE);
@@ -389,10 +398,7 @@ pub async fn drain(plan: Plan) {
 }
 
 /// A gRPC stream that a certain replica serves.
-async fn talk_with(
-    mesh: &Mesh,
-    workload: &str,
-) -> (tokio::sync::mpsc::Sender<String>, tonic::Streaming<String>) {
+async fn talk_with(mesh: &Mesh, workload: &str) -> (tokio::sync::mpsc::Sender<String>, tonic::Streaming<String>) {
     for _ in 0..100 {
         let (says, mut heard) = talk(&mesh.plan.front).await;
         says.send("who".to_owned()).await.unwrap();

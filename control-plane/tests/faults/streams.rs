@@ -63,7 +63,9 @@ impl Streams {
         }
         let (says, heard) = talk(front).await;
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&echoes));
-        tasks.spawn(async move { keep_talking(says, heard, stopped, counted, pause).await.map_err(|e| format!("gRPC: {e}")) });
+        tasks.spawn(async move {
+            keep_talking(says, heard, stopped, counted, pause).await.map_err(|e| format!("gRPC: {e}"))
+        });
         Self { stop, echoes, tasks }
     }
 
