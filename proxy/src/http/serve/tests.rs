@@ -326,7 +326,7 @@ async fn a_client_that_leaves_while_waiting_cancels_the_request() {
     drop(io);
     // The handler itself holds one sender; the channel ends when both it and the request are gone.
     assert!(ends.recv().await.is_none());
-    server.lasted().await;
+    assert!(server.task.await.unwrap().is_err());
 }
 
 #[tokio::test(start_paused = true)]
