@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::{
     control::{NAMESPACE, admin_get, generation},
     ledger::Ledger,
-    load::{Front, Load},
+    load::Load,
     mesh::{API, CONTROL_PLANE, Mesh, Plan, SERVICE_PORT, application_of},
     streams::{Streams, exchange, talk},
 };
@@ -54,12 +54,12 @@ spec:
 
 /// Swaps at 200 a second, with keep-alive clients, WebSockets and a gRPC stream open over all of them.
 pub async fn hot_swap(plan: Plan) {
-    const SWAPS: usize = 800;
+    const SWAPS: usize = 600;
     let mut mesh = Mesh::start(plan, &split(30, 0)).await;
-    let caller = mesh.place("caller").admin;
+    let caller = mesh.place("caller").admin.clone();
     let streams = Streams::open(&mesh.plan.front, 4, PAUSE).await;
     let load = load(&mesh);
-    let (before, began) = (generation(caller).await, Instant::now());
+    let (before, began) = (generation(&caller).await, Instant::now());
     let mut tick = tokio::time::interval(Duration::from_millis(5));
     let mut revision = 0;
     for number in 1..=SWAPS {
@@ -70,7 +70,7 @@ pub async fn hot_swap(plan: Plan) {
     let rate = |count: usize| count as f64 / began.elapsed().as_secs_f64();
     let applied = rate(SWAPS);
     mesh.control.in_effect(revision).await;
-    let effective = usize::try_from(generation(caller).await - before).unwrap();
+    let effective = usize::try_from(generation(&caller).await - before).unwrap();
     let in_effect = rate(effective);
     load.stop().await;
     let echoes = streams.stop().await.unwrap();
@@ -82,6 +82,10 @@ pub async fn hot_swap(plan: Plan) {
     verdict.assert_spotless(200);
     assert!(echoes > 100, "{echoes} echoes");
     assert!(effective * 2 > SWAPS, "{effective} of {SWAPS} swaps took effect one by one");
+    // A busy machine or a debug build may be slower; where speed is to be proved, the environment says so.
+    if let Ok(wanted) = std::env::var("OUTRIGGER_REQUIRE_SWAP_RATE") {
+        assert!(in_effect >= wanted.parse().unwrap(), "{in_effect:.0} swaps a second in effect, {wanted} are required");
+    }
 }
 
 /// Nothing grows with the number of swaps: memory, open files, connections.
@@ -332,12 +336,12 @@ spec:
 /// The application of one replica hangs and comes back.
 pub async fn application_hangs(plan: Plan) {
     let mesh = Mesh::start(plan, PATIENCE).await;
-    let caller = mesh.place("caller").admin;
+    let caller = mesh.place("caller").admin.clone();
     let load = load(&mesh);
     wait(500).await;
     mesh.signal(&application_of("api-1"), Signal::STOP);
     wait(3000).await;
-    let metrics = admin_get(caller, "/metrics").await.unwrap();
+    let metrics = admin_get(&caller, "/metrics").await.unwrap();
     mesh.signal(&application_of("api-1"), Signal::CONT);
     let back = Instant::now();
     let end = back + Duration::from_secs(10);
@@ -381,10 +385,10 @@ pub async fn slow_endpoint(plan: Plan) {
 /// Updates that are wrong change nothing.
 pub async fn invalid_updates(plan: Plan) {
     let mut mesh = Mesh::start(plan, &split(50, 0)).await;
-    let caller = mesh.place("caller").admin;
+    let caller = mesh.place("caller").admin.clone();
     let load = load(&mesh);
     wait(200).await;
-    let before = admin_get(caller, "/config_dump").await.unwrap();
+    let before = admin_get(&caller, "/config_dump").await.unwrap();
     let good = split(0, 7);
     let wrong = [
         "{ not: yaml".to_owned(),
@@ -413,7 +417,7 @@ pub async fn invalid_updates(plan: Plan) {
         }
         wait(50).await;
     }
-    assert_eq!(admin_get(caller, "/config_dump").await.unwrap(), before, "a refused update changed the configuration");
+    assert_eq!(admin_get(&caller, "/config_dump").await.unwrap(), before, "a refused update changed the configuration");
     load.stop().await;
     let verdict = mesh.ledger.verdict();
     println!("invalid updates: {verdict}");
@@ -425,10 +429,9 @@ pub async fn drain(plan: Plan) {
     let mut mesh = Mesh::start(plan, "").await;
     let load = load(&mesh);
     let (says, mut heard) = talk_with(&mesh, "api-1").await;
-    let way_out = Front { address: mesh.plan.way_out, authority: format!("store.{NAMESPACE}:{SERVICE_PORT}") };
     let outgoing = Arc::new(Ledger::new(&mesh.folder().join("outgoing"), "out"));
     // The applications write to the mesh's ledger, so this one counts the clients' side only.
-    let calls = Load::start(&outgoing, &way_out, 2, 1, PAUSE);
+    let calls = Load::start(&outgoing, &mesh.plan.way_out, 2, 1, PAUSE);
     wait(300).await;
     mesh.signal("api-1", Signal::TERM);
     let told = Instant::now();
