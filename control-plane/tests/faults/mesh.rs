@@ -63,7 +63,7 @@ pub struct Plan {
     /// Where calls of the workload api-1 to the service `store` go in.
     pub way_out: Front,
     /// Finds the addresses of the two above, once there are names to look up; `None`: they are known.
-    pub look_up: Option<fn(&mut Plan)>,
+    pub look_up: Option<fn(&mut Self)>,
     /// What the mesh stands in; goes last.
     pub ground: Option<Arc<dyn Any + Send + Sync>>,
     /// User that sidecars run as, if not our own; their folders belong to it.
