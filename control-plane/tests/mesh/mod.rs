@@ -30,7 +30,9 @@ use rustix::process::Signal;
 
 use self::{control::Control, host::Host, metrics::Metrics};
 
+pub mod apps;
 pub mod control;
+pub mod grpc;
 pub mod host;
 pub mod http;
 pub mod metrics;
