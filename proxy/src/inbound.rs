@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use tracing::debug;
 
 use crate::{
-    accept::{Accepted, original_dst::original_dst},
+    accept::{Accepted, original_dst::original_dst, socket::refuse},
     authorize::{Authorized, authorize_connection},
     config::view::{PeerMode, Protocol},
     detect::{ClientHello, Detected, Rewound},
@@ -145,7 +145,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
                     let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Inbound, host::now());
                     record.describe(|log| log.downstream_remote = Some(accepted.peer));
                     record.failure(reason);
-                    // Closing with bytes unread resets the connection: a refusal, not an answer.
+                    refuse(io.into_parts().1);
                     return Err(reason.into());
                 }
             };
