@@ -5,7 +5,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -13,6 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use hickory_proto::{
+    op::{Message, MessageType, ResponseCode},
+    rr::{RData, Record, RecordType},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
@@ -24,7 +28,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -247,5 +251,29 @@ pub fn serve_tunnel(host: &Host, address: SocketAddr) {
             Ok(whole(StatusCode::OK, ""))
         });
         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+    });
+}
+
+/// A name server that knows one name; every other does not exist.
+pub fn serve_names(host: &Host, address: SocketAddr, name: &'static str, known: Ipv4Addr) {
+    let socket = host.run(async move { UdpSocket::bind(address).await.unwrap() });
+    host.spawn(async move {
+        let mut bytes = vec![0; 4096];
+        loop {
+            let (length, from) = socket.recv_from(&mut bytes).await.unwrap();
+            let Ok(mut message) = Message::from_vec(&bytes[..length]) else { continue };
+            message.metadata.message_type = MessageType::Response;
+            message.metadata.recursion_available = true;
+            let asked = message.queries.first().map(|query| (query.name().clone(), query.query_type()));
+            match asked {
+                Some((asked, kind)) if asked.to_ascii().trim_end_matches('.') == name => {
+                    if kind == RecordType::A {
+                        message.answers.push(Record::from_rdata(asked, 60, RData::A(known.into())));
+                    }
+                }
+                _ => message.metadata.response_code = ResponseCode::NXDomain,
+            }
+            let _ = socket.send_to(&message.to_vec().unwrap(), from).await;
+        }
     });
 }

@@ -204,6 +204,12 @@ impl Mesh {
         self.members.iter().find(|member| member.name == name).unwrap_or_else(|| panic!("no member {name}"))
     }
 
+    /// The name server that hosts are told. Nobody has this address unless the test gives it to somebody; redirect rules
+    /// lead questions to it to the sidecar.
+    pub const fn resolver(&self) -> Ipv4Addr {
+        self.plan.resolver()
+    }
+
     /// The binary under test, executable by everybody.
     pub fn program(&self) -> &Path {
         &self.program

@@ -100,6 +100,10 @@ impl World {
         apps::serve_banner(mesh.host("safe"), everywhere(7002), opaque::BANNER);
         apps::serve_http(mesh.host("stranger"), everywhere(8080), "stranger");
         apps::serve_banner(mesh.host("stranger"), everywhere(7002), opaque::BANNER);
+        let resolver = format!("{}/24", mesh.resolver());
+        mesh.run_process("stranger", "resolver-address", "ip".as_ref(), ["addr", "add", &resolver, "dev", "eth0"]);
+        let stranger = mesh.host("stranger");
+        apps::serve_names(stranger, SocketAddr::from((mesh.resolver(), 53)), names::OUTSIDE, stranger.address);
         mesh.apply(&documents());
         mesh.wait_ready();
         Some(Self { mesh, flaky, fragile })
