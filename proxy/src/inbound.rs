@@ -3,7 +3,11 @@
 //! The first bytes tell mutual TLS of the mesh from everything else. What is not mutual TLS passes only where the port's
 //! mode allows it; the proof of that ([`Authorized`]) is what opens the way to the application.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{Request, Response};
 use tokio::io::AsyncReadExt;
@@ -57,7 +61,9 @@ struct Entry {
     protocol: Protocol,
     /// `None`: plaintext.
     peer: Option<Peer>,
+    /// Known from the identity; better known once the peer has introduced itself.
     source: LabelId,
+    introduced: OnceLock<LabelId>,
     remote: SocketAddr,
     authorized: Authorized,
 }
@@ -100,7 +106,16 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
         let source = peer
             .as_ref()
             .map_or(LabelId::UNKNOWN, |peer| residents.telemetry.labels(LabelSet::peer(peer.identity.as_str())));
-        Entry { application, limits, protocol, peer, source, remote: accepted.peer, authorized }
+        Entry {
+            application,
+            limits,
+            protocol,
+            peer,
+            source,
+            introduced: OnceLock::new(),
+            remote: accepted.peer,
+            authorized,
+        }
     };
     let mut io = Rewound::new(accepted.io);
     if mode == PeerMode::Disable {
@@ -305,8 +320,14 @@ async fn answer(
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
-    // The mark is a promise of one sidecar to another; from anybody else it is only a header, and goes.
+    // The marks are promises of one sidecar to another; from anybody else it is only a header, and goes.
     let carried = headers::take_orig_proto(request.headers_mut()).filter(|_| entry.peer.is_some());
+    if let (Some(introduction), Some(peer)) = (request.headers_mut().remove(headers::PEER), &entry.peer) {
+        record.source(*entry.introduced.get_or_init(|| {
+            let introduction = introduction.to_str().unwrap_or_default();
+            residents.telemetry.labels(LabelSet::introduced(peer.identity.as_str(), introduction))
+        }));
+    }
     normalize(&mut request, &residents.settings.limits)?;
     if let Some(version) = carried {
         *request.version_mut() = version;

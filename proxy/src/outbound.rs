@@ -269,13 +269,15 @@ async fn answer(
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
-    // Only sidecars use this mark; from an application it would be forged.
+    // Only sidecars use these; from an application they would be forged.
     headers::take_orig_proto(request.headers_mut());
+    request.headers_mut().remove(headers::PEER);
     normalize(&mut request, &residents.settings.limits)?;
     headers::request_id(request.headers_mut());
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
     let toward = find(worker, scope, Some(&authority)).await?;
     record.destination(toward.labels());
+    record.describe(|log| log.connection.service_port = toward.service_port());
 
     let (parts, body) = request.into_parts();
     let chosen = match rule::choose(&toward, &parts)? {

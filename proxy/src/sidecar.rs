@@ -280,7 +280,7 @@ impl Sidecar {
         info!("draining inbound");
         self.stops.inbound.cancel();
         self.inbound_drain.fire();
-        let grace = tokio::time::sleep(settings.drain.grace);
+        let grace = host::sleep(settings.drain.grace);
         tokio::pin!(grace);
         let finished = async {
             while workers.open().0 > 0 {

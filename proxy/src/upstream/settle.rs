@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CONNECTION, CONTENT_TYPE, UPGRADE},
+    header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE},
 };
 use http_body::{Body as _, Frame};
 use hyper::upgrade::OnUpgrade;
@@ -97,8 +97,8 @@ impl Settled {
             && self.holds.is_some()
             && !self.response.body().is_end_stream()
         {
-            let body = std::mem::replace(self.response.body_mut(), Body::empty());
-            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(tokio::time::sleep(left)) });
+            let body = std::mem::take(self.response.body_mut());
+            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(host::sleep(left)) });
         }
         self
     }
@@ -138,7 +138,10 @@ impl Settled {
                     headers.insert(UPGRADE, protocol);
                 }
             }
-            Upgrade::ExtendedConnect { .. } => *self.response.status_mut() = StatusCode::OK,
+            Upgrade::ExtendedConnect { .. } => {
+                self.response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+                *self.response.status_mut() = StatusCode::OK;
+            }
             Upgrade::Connect => {}
         }
         *self.response.body_mut() = Body::empty();
@@ -340,7 +343,7 @@ impl Observer for End {
 /// A body that breaks at the deadline of its request.
 struct Bounded {
     body: Body,
-    end: Pin<Box<tokio::time::Sleep>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl http_body::Body for Bounded {
