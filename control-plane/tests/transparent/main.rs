@@ -12,6 +12,7 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::Command,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -21,6 +22,7 @@ use mesh::{Member, Mesh, apps, apps::Behaviour, grpc};
 #[path = "../mesh/mod.rs"]
 mod mesh;
 
+mod access_log;
 mod http1;
 mod http2;
 mod names;
@@ -70,6 +72,10 @@ impl World {
     fn start() -> Option<Self> {
         let quick = ["--set", DETECT_TIMEOUT];
         let mut api_1 = Member::new("api-1", "api").label("version", "v1").args(quick);
+        // The first tool that works serves all others.
+        if Command::new("nft").arg("--version").output().is_ok() {
+            api_1 = api_1.rule_args(["--tool", "nft"]);
+        }
         api_1.ports.extend(PORTS);
         let mesh = Mesh::start(vec![
             Member::new("web", "web").args(quick).args(["--outbound", "127.0.0.1:15080"]),
@@ -104,7 +110,7 @@ impl World {
         mesh.run_process("stranger", "resolver-address", "ip".as_ref(), ["addr", "add", &resolver, "dev", "eth0"]);
         let stranger = mesh.host("stranger");
         apps::serve_names(stranger, SocketAddr::from((mesh.resolver(), 53)), names::OUTSIDE, stranger.address);
-        mesh.apply(&documents());
+        mesh.apply(&format!("{}---\n{}", documents(), security::documents(mesh.host("api-1"))));
         mesh.wait_ready();
         Some(Self { mesh, flaky, fragile })
     }

@@ -22,9 +22,66 @@ use tokio::{
 
 use crate::{
     SOON, World,
-    mesh::http::{connect, exchange, get, request},
+    mesh::{
+        host::Host,
+        http::{connect, exchange, get, request},
+        sidecar_name,
+    },
     world,
 };
+
+/// Services whose endpoints are written down: `six` over IPv6, and `impostor`, where somebody else answers than is said.
+pub fn documents(api: &Host) -> String {
+    let listed = |name: &str, family: &str, address: IpAddr, account: &str| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  ports: [{{name: http, port: 80, targetPort: 8080}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: {name}
+  namespace: shop
+  labels: {{kubernetes.io/service-name: {name}}}
+  annotations: {{outrigger.mesh/peer: outrigger, outrigger.mesh/service-account: {account}}}
+addressType: {family}
+ports: [{{name: http, port: 8080}}]
+endpoints: [{{addresses: [\"{address}\"]}}]
+"
+        )
+    };
+    let impostor = listed("impostor", "IPv4", api.address.into(), "billing");
+    format!("{}---\n{impostor}", listed("six", "IPv6", api.address_v6.into(), "api"))
+}
+
+#[test]
+fn sidecars_meet_over_ipv6() {
+    // Dual-stack clusters: the address family must not decide whether traffic is protected.
+    let Some(world) = world() else { return };
+    if !network::has_ipv6() {
+        return;
+    }
+    let address = world.service("six.shop", 80);
+    let seen = world.on_web(report(address, "six", "/"));
+    assert_eq!(
+        seen["headers"]["x-forwarded-client-cert"],
+        "By=spiffe://cluster.local/ns/shop/sa/api;URI=spiffe://cluster.local/ns/shop/sa/web"
+    );
+}
+
+#[test]
+fn who_is_not_who_was_expected_gets_no_request() {
+    // A workload that took over an address must not be given what was meant for another one.
+    let Some(world) = world() else { return };
+    let address = world.service("impostor.shop", 80);
+    let answer = world.on_web(get(address, "impostor", "/for-billing-only"));
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{:?}", answer.body());
+    let log = world.mesh.log(&sidecar_name("api-1"));
+    assert!(!log.contains("for-billing-only"), "the request arrived");
+}
 
 /// All protocols, in network byte order (linux/if_ether.h, ETH_P_ALL).
 const EVERYTHING: u16 = 0x0003_u16.to_be();
@@ -181,6 +238,24 @@ fn strict_refuses_plaintext_on_both_families() {
             assert!(stream.read_to_end(&mut answer).await.is_err());
             assert!(answer.is_empty(), "{answer:?}");
         });
+    }
+}
+
+#[test]
+fn a_workload_dialled_by_its_own_address_is_protected_as_well() {
+    // Databases and brokers tell their clients addresses of single instances; STRICT must not lock those clients out.
+    let Some(world) = world() else { return };
+    let safe = world.mesh.host("safe");
+    let seen = world.on_web(report(safe.at(8080), "safe", "/"));
+    assert_eq!(
+        seen["headers"]["x-forwarded-client-cert"],
+        "By=spiffe://cluster.local/ns/vault/sa/safe;URI=spiffe://cluster.local/ns/shop/sa/web"
+    );
+    if network::has_ipv6() {
+        // Nobody has said who is at this address: it is passed on as it is, and the answer says that it was refused.
+        let six = SocketAddr::new(safe.address_v6.into(), 8080);
+        let answer = world.on_web(get(six, "safe", "/"));
+        assert!(answer.status().is_server_error(), "{}", answer.status());
     }
 }
 
