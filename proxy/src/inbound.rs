@@ -333,7 +333,8 @@ async fn answer(
         *request.version_mut() = version;
     }
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
-    headers::request_id(request.headers_mut());
+    let id = headers::request_id(request.headers_mut());
+    record.describe(|log| log.request_id = Some(id));
     if let Some(configs) = residents.identity.current() {
         headers::set_client_cert(request.headers_mut(), entry.peer.as_ref(), configs.identity());
     }
