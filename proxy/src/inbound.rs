@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt;
 use tracing::debug;
 
 use crate::{
-    accept::{Accepted, original_dst::original_dst},
+    accept::{Accepted, original_dst::original_dst, socket::refuse},
     authorize::{Authorized, authorize_connection},
     config::view::{PeerMode, Protocol},
     detect::{ClientHello, Detected, Rewound},
@@ -165,7 +165,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
                     let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Inbound, host::now());
                     record.describe(|log| log.downstream_remote = Some(accepted.peer));
                     record.failure(reason);
-                    // Closing with bytes unread resets the connection: a refusal, not an answer.
+                    refuse(io.into_parts().1);
                     return Err(reason.into());
                 }
             };
@@ -338,7 +338,8 @@ async fn answer(
         *request.version_mut() = version;
     }
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
-    headers::request_id(request.headers_mut());
+    let id = headers::request_id(request.headers_mut());
+    record.describe(|log| log.request_id = Some(id));
     headers::set_client_cert(request.headers_mut(), entry.caller.as_ref());
     let (parts, body) = request.into_parts();
     let route = &entry.route;

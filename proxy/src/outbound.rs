@@ -273,7 +273,8 @@ async fn answer(
     headers::take_orig_proto(request.headers_mut());
     request.headers_mut().remove(headers::PEER);
     normalize(&mut request, &residents.settings.limits)?;
-    headers::request_id(request.headers_mut());
+    let id = headers::request_id(request.headers_mut());
+    record.describe(|log| log.request_id = Some(id));
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
     let toward = find(worker, scope, Some(&authority)).await?;
     record.destination(toward.labels());
