@@ -63,6 +63,12 @@ async fn traffic_does_not_need_the_control_plane() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_restart_without_the_control_plane() {
+    // A crash of one sidecar during an outage of the control plane would take its workload out for as long.
+    scenarios::restarts_without_control_plane(Plan::explicit(REPLICAS), outage()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hanging_application_is_avoided() {
     // One process that hangs would take its share of all requests with it.
     scenarios::application_hangs(Plan::explicit(REPLICAS)).await;

@@ -171,6 +171,9 @@ pub struct Limits {
     pub http2_connection_window_bytes: u32,
     /// Streams reset by the peer before we looked at them. Default 20.
     pub http2_pending_resets: usize,
+    /// HTTP/2 control frames (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) without a request before the connection is
+    /// closed; carried bytes and time earn new ones. Default 1000.
+    pub http2_control_frames: u32,
     /// Streams reset by us for the peer's errors. Default 100.
     pub http2_local_resets: usize,
     /// Bytes buffered for one connection and direction. Default 256 KiB.
@@ -207,6 +210,7 @@ impl Default for Limits {
             http2_stream_window_bytes: 1 << 20,
             http2_connection_window_bytes: 16 << 20,
             http2_pending_resets: 20,
+            http2_control_frames: 1_000,
             http2_local_resets: 100,
             connection_buffer_bytes: 256 * 1024,
             replay_bytes: 64 * 1024,

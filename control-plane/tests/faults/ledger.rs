@@ -110,6 +110,8 @@ impl Ledger {
 
     /// Reads the file and compares.
     pub fn verdict(&self) -> Verdict {
+        // Ends first: a request that ends meanwhile is written to the file before.
+        let entries = self.entries.lock().unwrap().clone();
         let mut records: HashMap<String, Vec<String>> = HashMap::new();
         for line in fs::read_to_string(&self.file).unwrap().lines() {
             let (id, rest) = line.split_once(' ').unwrap();
@@ -117,7 +119,7 @@ impl Ledger {
         }
         let mut verdict = Verdict::default();
         let mut times = Vec::new();
-        for Entry { id, kind, outcome, ended, took } in self.entries.lock().unwrap().iter() {
+        for Entry { id, kind, outcome, ended, took } in &entries {
             verdict.requests += 1;
             let seen = records.get(id).map_or(&[][..], Vec::as_slice);
             let tell = |what: &str| {

@@ -7,6 +7,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -160,6 +161,8 @@ pub struct Mesh {
     tokens: BTreeMap<&'static str, PathBuf>,
     processes: BTreeMap<String, Process>,
     folder: tempfile::TempDir,
+    /// Whether sidecars keep their identity over a restart, which needs a memory filesystem.
+    keeps_identity: bool,
     program: PathBuf,
     _turn: tokio::sync::MutexGuard<'static, ()>,
 }
@@ -173,7 +176,8 @@ impl Mesh {
         let turn = TURN.lock().await;
         // On memory where there is some: the store syncs at each revision, and disks differ.
         let memory = Path::new("/dev/shm");
-        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let keeps_identity = memory.is_dir();
+        let folder = if keeps_identity { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let mut program = PathBuf::from(env!("CARGO_BIN_EXE_outrigger"));
         if plan.sidecar_user.is_some() {
             use std::os::unix::fs::PermissionsExt as _;
@@ -190,15 +194,27 @@ impl Mesh {
         let log = folder.path().join(format!("{CONTROL_PLANE}.log"));
         processes.insert(CONTROL_PLANE.to_owned(), spawn(&program, &[], &serve, &[], log));
         let control = Control::connect(&data, plan.admin).await;
-        let mut mesh = Self { plan, control, ledger, tokens: BTreeMap::new(), processes, folder, program, _turn: turn };
+        let mut mesh = Self {
+            plan,
+            control,
+            ledger,
+            tokens: BTreeMap::new(),
+            processes,
+            folder,
+            keeps_identity,
+            program,
+            _turn: turn,
+        };
         let revision = mesh.control.apply(&format!("{}---\n{documents}", services())).await;
         for place in mesh.plan.places.clone() {
             let token = mesh.control.token(place.app).await;
             let file = mesh.folder.path().join(format!("{}.token", place.name));
             fs::write(&file, token).unwrap();
-            let state = mesh.state(place.name);
-            fs::create_dir(&state).unwrap();
-            for path in [&file, &state] {
+            let (state, identity) = (mesh.state(place.name), mesh.identity(place.name));
+            for path in [&state, &identity] {
+                fs::DirBuilder::new().mode(0o700).create(path).unwrap();
+            }
+            for path in [&file, &state, &identity] {
                 std::os::unix::fs::chown(path, mesh.plan.sidecar_user, mesh.plan.sidecar_user).unwrap();
             }
             mesh.tokens.insert(place.name, file);
@@ -222,6 +238,10 @@ impl Mesh {
 
     fn state(&self, workload: &str) -> PathBuf {
         self.folder.path().join(format!("{workload}.state"))
+    }
+
+    fn identity(&self, workload: &str) -> PathBuf {
+        self.folder.path().join(format!("{workload}.identity"))
     }
 
     fn log(&self, process: &str) -> PathBuf {
@@ -249,6 +269,9 @@ impl Mesh {
         flag("--label", format!("version={}", place.version));
         flag("--admin", place.admin.to_string());
         flag("--state-dir", self.state(workload).display().to_string());
+        if self.keeps_identity {
+            flag("--identity-dir", self.identity(workload).display().to_string());
+        }
         args.extend(place.flags.iter().cloned());
         let process = spawn(&self.program, &place.enter_sidecar, &args, &[], self.log(workload));
         self.processes.insert(workload.to_owned(), process);

@@ -18,8 +18,8 @@ use super::{
 };
 
 /// Clients of the usual load: HTTP/1.1 connections, and streams of one HTTP/2 connection.
-const HTTP1: usize = 6;
-const HTTP2: usize = 3;
+const HTTP1: usize = 8;
+const HTTP2: usize = 4;
 /// Between an answer and the next request of one client.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -204,6 +204,11 @@ pub async fn rolling_restart(plan: Plan, at_once: bool) {
         mesh.start_sidecar(name);
         mesh.sidecar_ready(name).await;
         mesh.control.ready(&API).await;
+        let back = Instant::now();
+        while !mesh.ledger.shares(back).contains_key(name) {
+            assert!(back.elapsed() < Duration::from_secs(5), "{name} is back and gets nothing");
+            wait(20).await;
+        }
     }
     wait(300).await;
     load.stop().await;
@@ -241,6 +246,68 @@ pub async fn control_plane_killed(plan: Plan, outage: Duration) {
     );
 }
 
+/// Sidecars are restarted while the control plane is away: first one of a replica, then the caller's own.
+pub async fn restarts_without_control_plane(plan: Plan, outage: Duration) {
+    let mut mesh = Mesh::start(plan, &split(50, 0)).await;
+    // Configuration is saved two seconds after it came, as one write.
+    wait(2500).await;
+    let traffic = load(&mesh);
+    wait(300).await;
+    mesh.kill(CONTROL_PLANE);
+    let away = Instant::now();
+    // Orderly and by force; the application stays.
+    for signal in [Signal::TERM, Signal::KILL] {
+        mesh.signal("api-1", signal);
+        mesh.ended("api-1", Duration::from_secs(12)).await;
+        wait(300).await;
+        mesh.start_sidecar("api-1");
+        mesh.sidecar_ready("api-1").await;
+        let back = Instant::now();
+        let end = back + Duration::from_secs(12);
+        while !mesh.ledger.shares(back).contains_key("api-1") {
+            assert!(
+                Instant::now() < end,
+                "the restarted sidecar of api-1 gets nothing: {:?}",
+                mesh.ledger.shares(back)
+            );
+            wait(50).await;
+        }
+    }
+    let verdict = mesh.ledger.verdict();
+    println!("a replica's sidecar restarted without control plane: {verdict}");
+    verdict.assert_safe(200);
+    assert!(verdict.not_sent == 0, "{verdict}");
+    // A client whose own sidecar goes cannot be served meanwhile, so the load pauses; what was asked before is answered.
+    traffic.stop().await;
+    mesh.ledger.verdict().assert_safe(200);
+    mesh.kill("caller");
+    mesh.start_sidecar("caller");
+    let started = Instant::now();
+    mesh.sidecar_ready("caller").await;
+    println!("the caller's sidecar serves {:.0?} after its start", started.elapsed());
+    let answered = mesh.ledger.answered();
+    let traffic = load(&mesh);
+    tokio::time::sleep(outage.saturating_sub(away.elapsed()).max(Duration::from_secs(1))).await;
+    assert!(mesh.ledger.answered() > answered + 50, "the restarted caller gets no answers");
+    mesh.start_control_plane().await;
+    let names: Vec<_> = mesh.plan.places.iter().map(|place| place.name).collect();
+    mesh.control.ready(&names).await;
+    let revision = mesh.control.apply(&split(100, 1)).await;
+    mesh.control.in_effect(revision).await;
+    let changed = Instant::now();
+    wait(700).await;
+    traffic.stop().await;
+    let verdict = mesh.ledger.verdict();
+    println!("restarts without control plane: {verdict}");
+    verdict.assert_safe(200);
+    let after = mesh.ledger.shares(changed + Duration::from_millis(200));
+    assert_eq!(
+        after.keys().collect::<Vec<_>>(),
+        ["api-3"],
+        "the change that came after did not take effect: {after:?}"
+    );
+}
+
 const PATIENCE: &str = "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: api, namespace: shop}
@@ -259,7 +326,7 @@ metadata: {name: api, namespace: shop}
 spec:
   host: api.shop.svc.cluster.local
   trafficPolicy:
-    outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 50}
+    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 1s, maxEjectionPercent: 50}
 ";
 
 /// The application of one replica hangs and comes back.

@@ -38,6 +38,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use super::{
     Body,
     body::{Observer, TrailerLimit},
+    frames::FrameBudget,
     reply,
 };
 use crate::{
@@ -72,6 +73,7 @@ pub struct ServeSettings {
     http2: http2::Builder<Tasks>,
     trailers: TrailerLimit,
     requests: u64,
+    control_frames: u32,
     first_byte: Duration,
     head: Duration,
     idle: Duration,
@@ -113,6 +115,7 @@ impl ServeSettings {
             http2,
             trailers: TrailerLimit::new(limits),
             requests: limits.requests_per_connection,
+            control_frames: limits.http2_control_frames,
             first_byte: timeouts.first_byte,
             head: timeouts.head,
             idle: timeouts.idle,
@@ -129,9 +132,8 @@ const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// Serves one connection to its end, or until it has become another protocol (then the upgrade has the stream).
 ///
-/// The handler's future is dropped when the connection breaks or the client resets the stream. On HTTP/1 the end of the client's
-/// side alone is no sign that it has gone: some end their side after the request and wait. Dropping this future closes the
-/// connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
+/// The handler's future is dropped when the connection breaks, the client resets the stream or, on HTTP/1, ends its side: a request
+/// nobody waits for is not carried on. Dropping this future closes the connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
 ///
 /// # Errors
 /// hyper's, when the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
@@ -148,7 +150,8 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let activity = Arc::new(Activity::new(version, settings.requests));
-    let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity) });
+    let frames = (version == Version::Http2).then(|| FrameBudget::new(settings.control_frames));
+    let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity), frames });
     let service = {
         let activity = Arc::clone(&activity);
         let trailers = settings.trailers;
@@ -429,10 +432,19 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
     }
 }
 
-/// The stream, with its reads noted.
+/// The stream, with its reads noted and, on HTTP/2, its frames counted.
 struct Watched<S> {
     io: S,
     activity: Arc<Activity>,
+    frames: Option<FrameBudget>,
+}
+
+impl<S> Watched<S> {
+    fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
+        if let (Some(frames), Poll::Ready(Ok(bytes))) = (&mut self.frames, written) {
+            frames.sent(*bytes);
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -443,6 +455,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let bytes = buffer.filled().len() - before;
         if bytes > 0 {
             this.activity.read(bytes);
+            if let Some(frames) = &mut this.frames {
+                let new = buffer.filled().get(before..).unwrap_or_default();
+                let elapsed = || Duration::from_micros(this.activity.elapsed_micros());
+                if let Err(error) = frames.received(new, elapsed) {
+                    return Poll::Ready(Err(io::Error::other(error)));
+                }
+            }
         }
         polled
     }
@@ -450,7 +469,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.wrote(&written);
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -466,7 +488,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        this.wrote(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

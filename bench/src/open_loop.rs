@@ -1,0 +1,143 @@
+//! Load at a constant rate, whatever the answers do: what a service with many independent callers sees.
+//!
+//! Each connection has its own schedule, and latency counts from the moment a request should have started: when a response
+//! is late, the requests that had to wait behind it are late as well (no coordinated omission).
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use hdrhistogram::Histogram;
+
+use crate::{measure::Load, process::on_core};
+
+/// Latency above this counts as this, and a response that takes longer ends the run.
+const LONGEST: Duration = Duration::from_secs(60);
+const BUFFER_BYTES: usize = 16 * 1024;
+/// From the start of the threads to the first request.
+const HEAD_START: Duration = Duration::from_millis(50);
+
+/// Loads `address` for `time` from `core`: one thread per connection, because a sleeping thread wakes up within tens of
+/// microseconds, and the timers of asynchronous runtimes within milliseconds.
+///
+/// # Errors
+/// When a connection breaks or a response is not 200.
+pub fn run(
+    address: SocketAddr,
+    host: &str,
+    connections: u32,
+    requests_per_second: u32,
+    time: Duration,
+    core: usize,
+) -> Result<Load> {
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let interval = Duration::from_secs_f64(f64::from(connections) / f64::from(requests_per_second));
+    let started = Instant::now() + HEAD_START;
+    let latencies = on_core(core, || {
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..connections)
+                .map(|connection| {
+                    let first = started + interval.mul_f64(f64::from(connection) / f64::from(connections));
+                    let request = request.as_bytes();
+                    scope.spawn(move || ask(address, request, first, interval, started + time))
+                })
+                .collect();
+            let mut all = histogram()?;
+            for thread in threads {
+                all.add(thread.join().map_err(|_| anyhow::anyhow!("a load thread panicked"))??)?;
+            }
+            Ok(all)
+        })
+    })?;
+    Ok(Load {
+        requests: latencies.len(),
+        rate: latencies.len() as f64 / started.elapsed().as_secs_f64(),
+        p50_micros: latencies.value_at_quantile(0.5) as f64,
+        p99_micros: latencies.value_at_quantile(0.99) as f64,
+    })
+}
+
+fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, u64::try_from(LONGEST.as_micros())?, 3).context("no histogram")
+}
+
+fn ask(
+    address: SocketAddr,
+    request: &[u8],
+    first: Instant,
+    interval: Duration,
+    end: Instant,
+) -> Result<Histogram<u64>> {
+    // The kernel may wake a sleeper up to 50 us late unless asked not to; where it cannot be asked, all chains suffer alike.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+    let mut stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(LONGEST))?;
+    let mut latencies = histogram()?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut intended = first;
+    while intended < end {
+        thread::sleep(intended.saturating_duration_since(Instant::now()));
+        stream.write_all(request)?;
+        read_response(&mut stream, &mut buffer)?;
+        latencies.saturating_record(u64::try_from(intended.elapsed().as_micros())?.max(1));
+        intended += interval;
+    }
+    Ok(latencies)
+}
+
+/// Reads one response with a Content-Length; the body is dropped.
+fn read_response(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+    let mut filled = 0;
+    loop {
+        if filled == buffer.len() {
+            bail!("response is longer than {BUFFER_BYTES} bytes (hint: use a closed-loop scenario)");
+        }
+        let bytes = stream.read(&mut buffer[filled..])?;
+        if bytes == 0 {
+            bail!("connection was closed in the middle of a response");
+        }
+        filled += bytes;
+        if let Some(length) = response_length(&buffer[..filled])?
+            && filled >= length
+        {
+            return Ok(());
+        }
+    }
+}
+
+/// Bytes of the whole response; `None` while its head is not complete.
+fn response_length(bytes: &[u8]) -> Result<Option<usize>> {
+    let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+    let head = std::str::from_utf8(&bytes[..head_end])?;
+    let status = head.lines().next().unwrap_or_default();
+    if !status.starts_with("HTTP/1.1 200") {
+        bail!("the chain answered \"{status}\"");
+    }
+    let length = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .context("the response has no Content-Length")?;
+    Ok(Some(head_end + 4 + length.1.trim().parse::<usize>()?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn responses_end_where_they_say() {
+        // Every later latency on the connection would be another request's.
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
+        assert_eq!(response_length(whole).unwrap(), Some(whole.len()));
+        assert_eq!(response_length(&whole[..20]).unwrap(), None);
+        assert!(response_length(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n").is_err());
+        assert!(response_length(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! Processes of a run: started on a core of their own, measured through /proc, killed when dropped.
+//!
+//! A child inherits the affinity of the thread that starts it, so the starting thread moves for a moment.
+
+use std::{
+    fs::{self, File},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// Longest wait for a process to listen.
+const START: Duration = Duration::from_secs(10);
+/// Between two looks whether it does.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A running process and what it has started.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+/// Memory of a process, in KiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    pub now_kib: u64,
+    pub peak_kib: u64,
+}
+
+/// The two cores of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Cores {
+    /// Where the chain runs.
+    pub chain: usize,
+    /// Where load generator and origin run.
+    pub load: usize,
+}
+
+impl Cores {
+    /// The first two cores that this process may use.
+    ///
+    /// # Errors
+    /// When there is only one: chain and load would take each other's time.
+    pub fn choose() -> Result<Self> {
+        let allowed = sched_getaffinity(None)?;
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+        match (cores.next(), cores.next()) {
+            (Some(load), Some(chain)) => Ok(Self { chain, load }),
+            _ => bail!(
+                "this process may use one core only (hint: two are needed, one for the proxies and one for the load)"
+            ),
+        }
+    }
+}
+
+/// Runs `work` with the calling thread on `core`; what it starts stays there.
+///
+/// # Errors
+/// When the core cannot be had, or what `work` says.
+pub fn on_core<T>(core: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = sched_getaffinity(None)?;
+    let mut only = CpuSet::new();
+    only.set(core);
+    sched_setaffinity(None, &only).with_context(|| format!("cannot run on core {core}"))?;
+    let done = work();
+    sched_setaffinity(None, &before)?;
+    done
+}
+
+impl Process {
+    /// Starts `command` on `core`; its output goes to `<name>.log` in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(name: &str, command: &mut Command, core: usize, folder: &Path) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = on_core(core, || command.spawn().with_context(|| format!("cannot start {name}")))?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    /// Waits until it accepts connections.
+    ///
+    /// # Errors
+    /// When it ends instead, or takes more than ten seconds; with the end of its output.
+    pub fn wait_until_listening(&mut self, address: SocketAddr) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            if TcpStream::connect_timeout(&address, LOOK).is_ok() {
+                return Ok(());
+            }
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || started.elapsed() > START {
+                let what = match ended {
+                    Some(status) => format!("ended ({status})"),
+                    None => format!("does not listen on {address} after {} s", START.as_secs()),
+                };
+                bail!("{} {what}; it said:\n{}", self.name, self.last_words());
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// The end of its output.
+    pub fn last_words(&self) -> String {
+        const LINES: usize = 15;
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
+    }
+
+    /// CPU time that it and its children have used, user and system.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn cpu(&self) -> Result<Duration> {
+        let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
+        let mut ticks = 0;
+        for pid in self.pids() {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+                .with_context(|| format!("{} has ended; it said:\n{}", self.name, self.last_words()))?;
+            ticks += ticks_of(&stat).with_context(|| format!("/proc/{pid}/stat cannot be read"))?;
+        }
+        Ok(Duration::from_micros(ticks * 1_000_000 / ticks_per_second))
+    }
+
+    /// Resident memory of it and its children.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn memory(&self) -> Result<Memory> {
+        let mut memory = Memory::default();
+        for pid in self.pids() {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))
+                .with_context(|| format!("{} has ended", self.name))?;
+            memory.now_kib += kib_of(&status, "VmRSS:");
+            memory.peak_kib += kib_of(&status, "VmHWM:");
+        }
+        Ok(memory)
+    }
+
+    /// The process and its children; nothing here starts grandchildren.
+    fn pids(&self) -> Vec<u32> {
+        let own = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        std::iter::once(own).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // First the polite way: nginx's master takes its workers along.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        for _ in 0..50 {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::sleep(LOOK / 2);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// proc_pid_stat(5): utime and stime are fields 14 and 15; the name before them may hold blanks and parentheses.
+fn ticks_of(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+fn kib_of(status: &str, field: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_files_are_read_as_the_kernel_writes_them() {
+        // CPU per request would be another field's number.
+        let stat = "7 (a b) c) S 1 7 7 0 -1 4194304 100 0 0 0 31 11 5 6 20 0 1 0 100 1000 10 18446744073709551615";
+        assert_eq!(ticks_of(stat), Some(42));
+        assert_eq!(ticks_of("7 (a"), None);
+        assert_eq!(kib_of("Name:\tx\nVmHWM:\t  512 kB\nVmRSS:\t  256 kB\n", "VmRSS:"), 256);
+    }
+}
