@@ -51,7 +51,7 @@ async fn a_rolling_restart_fails_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rolling_restart_of_both_at_once_fails_no_request() {
+async fn a_rolling_restart_of_both_at_once_fails_no_idempotent_request() {
     // So would every deployment where application and sidecar are told to stop in the same moment.
     scenarios::rolling_restart(Plan::explicit(REPLICAS), true).await;
 }

@@ -1,7 +1,6 @@
 //! The control plane as its user sees it: the admin API, and what a sidecar's admin port says.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -11,6 +10,8 @@ use outrigger_proto::admin::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, Document, ListProxiesRequest, Proxy, WatchRolloutRequest,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::load::Door;
 
 pub const NAMESPACE: &str = "shop";
 
@@ -22,15 +23,21 @@ pub struct Control {
 
 impl Control {
     /// Connects as soon as the control plane of this folder listens.
-    pub async fn connect(folder: &Path, admin: SocketAddr) -> Self {
+    pub async fn connect(folder: &Path, admin: &Door) -> Self {
         let arguments = ConnectionArgs {
-            server: Some(admin.to_string()),
+            server: Some(admin.address.to_string()),
             data_dir: Some(folder.to_owned()),
             ..ConnectionArgs::default()
         };
         let end = Instant::now() + Duration::from_secs(10);
         loop {
-            match arguments.connect().await {
+            let arguments = arguments.clone();
+            let connecting = async move { arguments.connect().await };
+            let connected = match &admin.host {
+                None => connecting.await,
+                Some(host) => host.spawn(connecting).await.unwrap(),
+            };
+            match connected {
                 Ok(client) => return Self { folder: folder.to_owned(), client },
                 Err(error) => assert!(Instant::now() < end, "{error:?}"),
             }
@@ -107,9 +114,9 @@ impl Control {
 }
 
 /// What a sidecar's admin port says; `None` when nobody listens.
-pub async fn admin_get(admin: SocketAddr, path: &str) -> Option<String> {
-    let mut socket = tokio::net::TcpStream::connect(admin).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+pub async fn admin_get(admin: &Door, path: &str) -> Option<String> {
+    let mut socket = admin.connect().await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", admin.address);
     socket.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.ok()?;
@@ -118,7 +125,7 @@ pub async fn admin_get(admin: SocketAddr, path: &str) -> Option<String> {
 }
 
 /// Number of the picture that a sidecar serves by.
-pub async fn generation(admin: SocketAddr) -> u64 {
+pub async fn generation(admin: &Door) -> u64 {
     let dump: serde_json::Value = serde_json::from_str(&admin_get(admin, "/config_dump").await.unwrap()).unwrap();
     dump["generation"].as_u64().unwrap()
 }

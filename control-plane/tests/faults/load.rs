@@ -3,6 +3,7 @@
 //! No client hides anything: a request is sent once, and every end but a whole answer is noted.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::{net::TcpStream, runtime::Handle, task::JoinSet};
 
 use super::{
     application::LINES,
@@ -29,10 +30,29 @@ use super::{
 /// Longest wait for a whole answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// An address as one host sees it.
+#[derive(Clone, Debug)]
+pub struct Door {
+    pub address: SocketAddr,
+    /// Runtime of the host whose sockets are used; `None`: our own.
+    pub host: Option<Handle>,
+}
+
+impl Door {
+    pub async fn connect(&self) -> io::Result<TcpStream> {
+        let socket = match &self.host {
+            None => TcpStream::connect(self.address).await?,
+            Some(host) => host.spawn(TcpStream::connect(self.address)).await??,
+        };
+        socket.set_nodelay(true)?;
+        Ok(socket)
+    }
+}
+
 /// Where requests go.
 #[derive(Clone, Debug)]
 pub struct Front {
-    pub address: SocketAddr,
+    pub door: Door,
     pub authority: String,
 }
 
@@ -148,16 +168,14 @@ impl Client {
     }
 
     async fn connect_http1(&self) -> Option<http1::SendRequest<Full<Bytes>>> {
-        let socket = TcpStream::connect(self.front.address).await.ok()?;
-        let _ = socket.set_nodelay(true);
+        let socket = self.front.door.connect().await.ok()?;
         let (sender, connection) = http1::handshake(TokioIo::new(socket)).await.ok()?;
         tokio::spawn(connection);
         Some(sender)
     }
 
     async fn connect_http2(&self) -> Option<http2::SendRequest<Full<Bytes>>> {
-        let socket = TcpStream::connect(self.front.address).await.ok()?;
-        let _ = socket.set_nodelay(true);
+        let socket = self.front.door.connect().await.ok()?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.ok()?;
         tokio::spawn(connection);
         Some(sender)

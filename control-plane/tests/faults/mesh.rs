@@ -3,6 +3,7 @@
 //! A [`Place`] says where a workload is and how it is entered; loopback and network namespaces differ in that only.
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
@@ -20,7 +21,7 @@ use super::{
     application,
     control::{Control, NAMESPACE, admin_get},
     ledger::Ledger,
-    load::Front,
+    load::{Door, Front},
 };
 
 /// Port of every service, as its callers name it.
@@ -43,20 +44,28 @@ pub struct Place {
     /// Flags of the sidecar beyond identity and control plane.
     pub flags: Vec<String>,
     /// Admin port of the sidecar.
-    pub admin: SocketAddr,
+    pub admin: Door,
+    /// Commands to run there before the sidecar, as arguments of `outrigger`.
+    pub before: Vec<Vec<String>>,
 }
 
 /// Everything's place.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     pub places: Vec<Place>,
     /// Where sidecars reach the control plane.
     pub discovery: SocketAddr,
-    pub admin: SocketAddr,
+    pub admin: Door,
+    /// What is put before the control plane's command.
+    pub enter_control_plane: Vec<OsString>,
     /// Where the load goes in.
     pub front: Front,
-    /// Where "calls out" of the workload api-1 go in.
-    pub way_out: SocketAddr,
+    /// Where calls of the workload api-1 to the service `store` go in.
+    pub way_out: Front,
+    /// Finds the addresses of the two above, once there are names to look up; `None`: they are known.
+    pub look_up: Option<fn(&mut Plan)>,
+    /// What the mesh stands in; goes last.
+    pub ground: Option<Arc<dyn Any + Send + Sync>>,
     /// User that sidecars run as, if not our own; their folders belong to it.
     pub sidecar_user: Option<u32>,
 }
@@ -67,6 +76,7 @@ pub const API: [&str; 3] = ["api-1", "api-2", "api-3"];
 impl Plan {
     /// Everything on loopback.
     pub fn explicit(replicas: usize) -> Self {
+        let here = |address| Door { address, host: None };
         let mut ports = FreePorts::default();
         let front = ports.next();
         let way_out = ports.next();
@@ -87,7 +97,8 @@ impl Plan {
                 enter_sidecar: Vec::new(),
                 application: has_application.then_some(application),
                 flags,
-                admin: ports.next(),
+                admin: here(ports.next()),
+                before: Vec::new(),
             }
         };
         let mut places = vec![place("caller", "caller", "v1", false, local(front, "api"))];
@@ -100,12 +111,20 @@ impl Plan {
         Self {
             places,
             discovery: ports.next(),
-            admin: ports.next(),
-            front: Front { address: front, authority: format!("api.{NAMESPACE}:{SERVICE_PORT}") },
-            way_out,
+            admin: here(ports.next()),
+            enter_control_plane: Vec::new(),
+            front: Front { door: here(front), authority: authority("api") },
+            way_out: Front { door: here(way_out), authority: authority("store") },
+            look_up: None,
+            ground: None,
             sidecar_user: None,
         }
     }
+}
+
+/// A service as its callers write it.
+pub fn authority(service: &str) -> String {
+    format!("{service}.{NAMESPACE}:{SERVICE_PORT}")
 }
 
 /// Services of the mesh, STRICT mutual TLS, and whatever the scenario adds.
@@ -192,8 +211,8 @@ impl Mesh {
         let data = folder.path().join(CONTROL_PLANE);
         let serve = serve(&plan, &data);
         let log = folder.path().join(format!("{CONTROL_PLANE}.log"));
-        processes.insert(CONTROL_PLANE.to_owned(), spawn(&program, &[], &serve, &[], log));
-        let control = Control::connect(&data, plan.admin).await;
+        processes.insert(CONTROL_PLANE.to_owned(), spawn(&program, &plan.enter_control_plane, &serve, &[], log));
+        let control = Control::connect(&data, &plan.admin).await;
         let mut mesh = Self {
             plan,
             control,
@@ -218,12 +237,27 @@ impl Mesh {
                 std::os::unix::fs::chown(path, mesh.plan.sidecar_user, mesh.plan.sidecar_user).unwrap();
             }
             mesh.tokens.insert(place.name, file);
+            for command in &place.before {
+                let log = mesh.log(&format!("{}-before", place.name));
+                let mut process = spawn(&mesh.program, &place.enter, command, &[], log);
+                assert!(process.child.wait().unwrap().success(), "{command:?} failed for {}", place.name);
+            }
             mesh.start_application(place.name, Duration::ZERO);
             mesh.start_sidecar(place.name);
         }
         let names: Vec<_> = mesh.plan.places.iter().map(|place| place.name).collect();
         mesh.control.ready(&names).await;
         mesh.control.in_effect(revision).await;
+        if let Some(look_up) = mesh.plan.look_up {
+            // Blocks, as resolvers do.
+            let mut plan = mesh.plan.clone();
+            mesh.plan = tokio::task::spawn_blocking(move || {
+                look_up(&mut plan);
+                plan
+            })
+            .await
+            .unwrap();
+        }
         mesh.all_answer().await;
         mesh
     }
@@ -251,9 +285,15 @@ impl Mesh {
     /// Starts the control plane again.
     pub async fn start_control_plane(&mut self) {
         let data = self.folder.path().join(CONTROL_PLANE);
-        let process = spawn(&self.program, &[], &serve(&self.plan, &data), &[], self.log(CONTROL_PLANE));
+        let process = spawn(
+            &self.program,
+            &self.plan.enter_control_plane,
+            &serve(&self.plan, &data),
+            &[],
+            self.log(CONTROL_PLANE),
+        );
         self.processes.insert(CONTROL_PLANE.to_owned(), process);
-        self.control = Control::connect(&data, self.plan.admin).await;
+        self.control = Control::connect(&data, &self.plan.admin).await;
     }
 
     pub fn start_sidecar(&mut self, workload: &'static str) {
@@ -267,7 +307,7 @@ impl Mesh {
         flag("--service-account", place.app.to_owned());
         flag("--label", format!("app={}", place.app));
         flag("--label", format!("version={}", place.version));
-        flag("--admin", place.admin.to_string());
+        flag("--admin", place.admin.address.to_string());
         flag("--state-dir", self.state(workload).display().to_string());
         if self.keeps_identity {
             flag("--identity-dir", self.identity(workload).display().to_string());
@@ -326,7 +366,7 @@ impl Mesh {
     /// Waits until a sidecar serves.
     pub async fn sidecar_ready(&self, workload: &str) {
         let end = Instant::now() + Duration::from_secs(10);
-        while admin_get(self.place(workload).admin, "/ready").await.is_none() {
+        while admin_get(&self.place(workload).admin, "/ready").await.is_none() {
             assert!(Instant::now() < end, "the sidecar of {workload} is not ready");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -358,7 +398,12 @@ pub fn application_of(workload: &str) -> String {
 fn serve(plan: &Plan, data: &Path) -> Vec<String> {
     let mut args: Vec<String> = ["serve", "--monitoring", "off", "--data-dir"].map(str::to_owned).to_vec();
     args.push(data.display().to_string());
-    args.extend(["--discovery".to_owned(), plan.discovery.to_string(), "--admin".to_owned(), plan.admin.to_string()]);
+    args.extend([
+        "--discovery".to_owned(),
+        plan.discovery.to_string(),
+        "--admin".to_owned(),
+        plan.admin.address.to_string(),
+    ]);
     args
 }
 

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::{
     control::{NAMESPACE, admin_get, generation},
     ledger::Ledger,
-    load::{Front, Load},
+    load::Load,
     mesh::{API, CONTROL_PLANE, Mesh, Plan, SERVICE_PORT, application_of},
     streams::{Streams, exchange, talk},
 };
@@ -54,12 +54,12 @@ spec:
 
 /// Swaps at 200 a second, with keep-alive clients, WebSockets and a gRPC stream open over all of them.
 pub async fn hot_swap(plan: Plan) {
-    const SWAPS: usize = 800;
+    const SWAPS: usize = 600;
     let mut mesh = Mesh::start(plan, &split(30, 0)).await;
-    let caller = mesh.place("caller").admin;
+    let caller = mesh.place("caller").admin.clone();
     let streams = Streams::open(&mesh.plan.front, 4, PAUSE).await;
     let load = load(&mesh);
-    let (before, began) = (generation(caller).await, Instant::now());
+    let (before, began) = (generation(&caller).await, Instant::now());
     let mut tick = tokio::time::interval(Duration::from_millis(5));
     let mut revision = 0;
     for number in 1..=SWAPS {
@@ -70,7 +70,7 @@ pub async fn hot_swap(plan: Plan) {
     let rate = |count: usize| count as f64 / began.elapsed().as_secs_f64();
     let applied = rate(SWAPS);
     mesh.control.in_effect(revision).await;
-    let effective = usize::try_from(generation(caller).await - before).unwrap();
+    let effective = usize::try_from(generation(&caller).await - before).unwrap();
     let in_effect = rate(effective);
     load.stop().await;
     let echoes = streams.stop().await.unwrap();
@@ -82,11 +82,16 @@ pub async fn hot_swap(plan: Plan) {
     verdict.assert_spotless(200);
     assert!(echoes > 100, "{echoes} echoes");
     assert!(effective * 2 > SWAPS, "{effective} of {SWAPS} swaps took effect one by one");
+    // A busy machine or a debug build may be slower; where speed is to be proved, the environment says so.
+    if let Ok(wanted) = std::env::var("OUTRIGGER_REQUIRE_SWAP_RATE") {
+        assert!(in_effect >= wanted.parse().unwrap(), "{in_effect:.0} swaps a second in effect, {wanted} are required");
+    }
 }
 
 /// Nothing grows with the number of swaps: memory, open files, connections.
 pub async fn no_growth(plan: Plan) {
     let mut mesh = Mesh::start(plan, &split(30, 0)).await;
+    let caller = mesh.place("caller").admin.clone();
     let streams = Streams::open(&mesh.plan.front, 2, Duration::from_millis(20)).await;
     let load = load(&mesh);
     let mut samples = Vec::new();
@@ -97,7 +102,8 @@ pub async fn no_growth(plan: Plan) {
             wait(50).await;
             let sample: BTreeMap<&str, Usage> =
                 ["caller", "api-1", CONTROL_PLANE].into_iter().map(|name| (name, usage(&mesh, name))).collect();
-            samples.push(sample);
+            let metrics = admin_get(&caller, "/metrics").await.unwrap();
+            samples.push((sample, sum(&metrics, "outrigger_upstream_connections_opened_total")));
         }
     }
     load.stop().await;
@@ -105,7 +111,8 @@ pub async fn no_growth(plan: Plan) {
     println!("no growth: {samples:#?}\n{}", mesh.ledger.verdict());
     mesh.ledger.verdict().assert_spotless(200);
     // What the first two hundred warmed up stays; the thousand after them may add nothing to speak of.
-    let (early, late) = (&samples[0], &samples[samples.len() - 1]);
+    let ((early, opened), (late, opened_in_all)) = (&samples[0], &samples[samples.len() - 1]);
+    assert!(opened_in_all <= &(opened + 4.0), "swaps opened connections: {opened} -> {opened_in_all}");
     for (name, before) in early {
         let after = &late[name];
         assert!(after.files <= before.files + 8, "{name}: open files {before:?} -> {after:?}");
@@ -114,6 +121,12 @@ pub async fn no_growth(plan: Plan) {
         let room = if *name == CONTROL_PLANE { 48 << 10 } else { 8 << 10 };
         assert!(after.resident_kib <= before.resident_kib + room, "{name}: memory {before:?} -> {after:?}");
     }
+}
+
+/// The sum of all series of one metric.
+fn sum(metrics: &str, name: &str) -> f64 {
+    let series = metrics.lines().filter(|line| line.starts_with(name));
+    series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 #[derive(Debug)]
@@ -214,7 +227,15 @@ pub async fn rolling_restart(plan: Plan, at_once: bool) {
     load.stop().await;
     let verdict = mesh.ledger.verdict();
     println!("rolling restart (at once: {at_once}): {verdict}");
-    verdict.assert_spotless(200);
+    if !at_once {
+        return verdict.assert_spotless(200);
+    }
+    // An application that is told to stop closes its idle connections, also one that a request has just been written to. A
+    // POST then ends without an answer, nobody can know whether it was read, and RFC 9110 §9.2.2 forbids to repeat it.
+    verdict.assert_safe(200);
+    assert!(verdict.truncated.is_empty() && verdict.not_sent == 0, "{verdict}");
+    assert!(verdict.failed_posts.len() <= API.len(), "{verdict}");
+    assert!(verdict.failed_posts.iter().all(|post| post.ends_with("records: []")), "{verdict}");
 }
 
 /// The control plane is killed and comes back; traffic does not notice, and later changes arrive.
@@ -332,12 +353,12 @@ spec:
 /// The application of one replica hangs and comes back.
 pub async fn application_hangs(plan: Plan) {
     let mesh = Mesh::start(plan, PATIENCE).await;
-    let caller = mesh.place("caller").admin;
+    let caller = mesh.place("caller").admin.clone();
     let load = load(&mesh);
     wait(500).await;
     mesh.signal(&application_of("api-1"), Signal::STOP);
     wait(3000).await;
-    let metrics = admin_get(caller, "/metrics").await.unwrap();
+    let metrics = admin_get(&caller, "/metrics").await.unwrap();
     mesh.signal(&application_of("api-1"), Signal::CONT);
     let back = Instant::now();
     let end = back + Duration::from_secs(10);
@@ -381,10 +402,10 @@ pub async fn slow_endpoint(plan: Plan) {
 /// Updates that are wrong change nothing.
 pub async fn invalid_updates(plan: Plan) {
     let mut mesh = Mesh::start(plan, &split(50, 0)).await;
-    let caller = mesh.place("caller").admin;
+    let caller = mesh.place("caller").admin.clone();
     let load = load(&mesh);
     wait(200).await;
-    let before = admin_get(caller, "/config_dump").await.unwrap();
+    let before = admin_get(&caller, "/config_dump").await.unwrap();
     let good = split(0, 7);
     let wrong = [
         "{ not: yaml".to_owned(),
@@ -413,7 +434,7 @@ pub async fn invalid_updates(plan: Plan) {
         }
         wait(50).await;
     }
-    assert_eq!(admin_get(caller, "/config_dump").await.unwrap(), before, "a refused update changed the configuration");
+    assert_eq!(admin_get(&caller, "/config_dump").await.unwrap(), before, "a refused update changed the configuration");
     load.stop().await;
     let verdict = mesh.ledger.verdict();
     println!("invalid updates: {verdict}");
@@ -425,10 +446,9 @@ pub async fn drain(plan: Plan) {
     let mut mesh = Mesh::start(plan, "").await;
     let load = load(&mesh);
     let (says, mut heard) = talk_with(&mesh, "api-1").await;
-    let way_out = Front { address: mesh.plan.way_out, authority: format!("store.{NAMESPACE}:{SERVICE_PORT}") };
     let outgoing = Arc::new(Ledger::new(&mesh.folder().join("outgoing"), "out"));
     // The applications write to the mesh's ledger, so this one counts the clients' side only.
-    let calls = Load::start(&outgoing, &way_out, 2, 1, PAUSE);
+    let calls = Load::start(&outgoing, &mesh.plan.way_out, 2, 1, PAUSE);
     wait(300).await;
     mesh.signal("api-1", Signal::TERM);
     let told = Instant::now();

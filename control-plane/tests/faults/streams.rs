@@ -14,7 +14,7 @@ use std::{
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
 use tonic_prost::ProstCodec;
@@ -38,7 +38,7 @@ impl Streams {
         let mut tasks = JoinSet::new();
         for number in 0..websockets {
             let url = format!("ws://{}/ws", front.authority);
-            let socket = TcpStream::connect(front.address).await.unwrap();
+            let socket = front.door.connect().await.unwrap();
             let (mut socket, _) =
                 tokio_tungstenite::client_async(url.into_client_request().unwrap(), socket).await.unwrap();
             let (stop, echoes) = (Arc::clone(&stop), Arc::clone(&echoes));
@@ -88,8 +88,7 @@ type Says = mpsc::Sender<String>;
 
 /// Opens a gRPC stream; it is open when the head of the answer is there.
 pub async fn talk(front: &Front) -> (Says, tonic::Streaming<String>) {
-    let socket = TcpStream::connect(front.address).await.unwrap();
-    socket.set_nodelay(true).unwrap();
+    let socket = front.door.connect().await.unwrap();
     let (sender, connection) =
         http2::handshake::<_, _, tonic::body::Body>(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
     tokio::spawn(connection);

@@ -89,6 +89,11 @@ impl Host {
         }
     }
 
+    /// The runtime whose sockets are this host's, for what lives longer than one call.
+    pub fn runtime(&self) -> Handle {
+        self.runtime.clone()
+    }
+
     /// Starts a future inside.
     pub fn spawn<F>(&self, future: F) -> task::JoinHandle<F::Output>
     where
