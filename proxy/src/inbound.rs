@@ -111,16 +111,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
         let caller = peer.as_ref().and_then(|peer| headers::client_cert(peer, configs.identity()));
         let backend = residents.applications.at(&authorized, application, limits, LabelId::OWN);
         let route = RouteBackend { backend, breaker: None, fallback: None };
-        Entry {
-            application,
-            protocol,
-            peer,
-            source,
-            introduced: OnceLock::new(),
-            remote: accepted.peer,
-            caller,
-            route,
-        }
+        Entry { application, protocol, peer, source, introduced: OnceLock::new(), remote: accepted.peer, caller, route }
     };
     let mut io = Rewound::new(accepted.io);
     if mode == PeerMode::Disable {
