@@ -415,6 +415,8 @@ mod tests {
             size_of::<F>()
         }
         let bytes = size_of_future(serve_request);
-        assert!(bytes <= 4096, "{bytes} bytes (hint: box the branch that most requests do not take)");
+        // Without optimisation the compiler keeps moved values in their old places too.
+        let limit = if cfg!(debug_assertions) { 6144 } else { 4096 };
+        assert!(bytes <= limit, "{bytes} bytes (hint: box the branch that most requests do not take)");
     }
 }
