@@ -32,3 +32,7 @@ deny:
 # Write the expected files of the compile cases anew; look at the difference before committing.
 golden:
     OUTRIGGER_REWRITE_CASES=1 cargo test -p outrigger-control-plane --test compile_cases
+
+# Write the generated pages of docs/ anew; look at the difference before committing.
+docs:
+    OUTRIGGER_REWRITE_DOCS=1 cargo test -p outrigger-proxy -p outrigger-control-plane --test references

@@ -6,7 +6,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier, version::TLS13};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
@@ -27,12 +27,15 @@ pub const BOTH: &str = "tls-both.pem";
 /// When files cannot be written.
 pub fn make(folder: &Path) -> Result<()> {
     let mut authority = CertificateParams::default();
+    // Names must differ: OpenSSL takes a certificate whose issuer has its own name for self-signed.
+    authority.distinguished_name.push(DnType::CommonName, "bench authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority_key = KeyPair::generate()?;
     let authority_certificate = authority.self_signed(&authority_key)?;
     let issuer = Issuer::new(authority, authority_key);
     let key = KeyPair::generate()?;
     let mut leaf = CertificateParams::new([SERVER_NAME.to_owned()])?;
+    leaf.distinguished_name.push(DnType::CommonName, SERVER_NAME);
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = leaf.signed_by(&key, &issuer)?.pem();
     let write =

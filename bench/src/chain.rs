@@ -5,9 +5,12 @@
 
 use std::{
     fmt, fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -25,6 +28,9 @@ mod nginx;
 mod outrigger;
 
 pub use outrigger::HOST;
+
+/// Longest wait for the first request to be answered.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// What stands between client and origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,8 +129,36 @@ impl Chain {
             process.wait_until_listening(place.listen(*side))?;
             proxies.insert(0, process);
         }
+        wait_until_answering(place.first, &proxies)?;
         Ok(Running { entry: place.first, proxies })
     }
+}
+
+/// Waits until a request gets its answer from the origin: listening is not yet knowing where to send to.
+fn wait_until_answering(entry: SocketAddr, proxies: &[Process]) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        let answer = ask_once(entry);
+        if matches!(&answer, Ok(status) if status.starts_with("HTTP/1.1 200")) {
+            return Ok(());
+        }
+        if started.elapsed() > ANSWER {
+            let answer = answer.unwrap_or_else(|error| error.to_string());
+            let said: Vec<_> = proxies.iter().map(Process::last_words).collect();
+            bail!("no request is answered with 200 (the last one: {}); it said:\n{}", answer.trim(), said.join("\n"));
+        }
+        thread::sleep(ANSWER / 100);
+    }
+}
+
+/// The first bytes of one answer.
+fn ask_once(entry: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(entry)?;
+    stream.set_read_timeout(Some(ANSWER / 10))?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    let mut first = [0; 64];
+    let bytes = stream.read(&mut first)?;
+    Ok(String::from_utf8_lossy(&first[..bytes]).lines().next().unwrap_or_default().to_owned())
 }
 
 /// Which proxy of a chain.

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 
 use crate::{
-    accept::{Accepted, original_dst::original_dst},
+    accept::{Accepted, original_dst::original_dst, socket::refuse},
     authorize::{Authorized, authorize_connection},
     config::view::{PeerMode, Protocol},
     detect::{ClientHello, Detected, Rewound},
@@ -57,7 +57,6 @@ pub enum Way {
 #[derive(Debug)]
 struct Entry {
     application: SocketAddr,
-    limits: LimitPolicy,
     protocol: Protocol,
     /// `None`: plaintext.
     peer: Option<Peer>,
@@ -65,7 +64,10 @@ struct Entry {
     source: LabelId,
     introduced: OnceLock<LabelId>,
     remote: SocketAddr,
-    authorized: Authorized,
+    /// The peer as the application is told of it.
+    caller: Option<HeaderValue>,
+    /// To the application; made with the proof that the connection may reach it.
+    route: RouteBackend,
 }
 
 /// Carries one connection from accept to close.
@@ -102,20 +104,14 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     };
     drop(mesh);
 
-    let entry = |peer: Option<Peer>, authorized| {
+    let entry = |peer: Option<Peer>, authorized: Authorized| {
         let source = peer
             .as_ref()
             .map_or(LabelId::UNKNOWN, |peer| residents.telemetry.labels(LabelSet::peer(peer.identity.as_str())));
-        Entry {
-            application,
-            limits,
-            protocol,
-            peer,
-            source,
-            introduced: OnceLock::new(),
-            remote: accepted.peer,
-            authorized,
-        }
+        let caller = peer.as_ref().and_then(|peer| headers::client_cert(peer, configs.identity()));
+        let backend = residents.applications.at(&authorized, application, limits, LabelId::OWN);
+        let route = RouteBackend { backend, breaker: None, fallback: None };
+        Entry { application, protocol, peer, source, introduced: OnceLock::new(), remote: accepted.peer, caller, route }
     };
     let mut io = Rewound::new(accepted.io);
     if mode == PeerMode::Disable {
@@ -160,7 +156,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
                     let mut record = ConnectionRecord::open(&worker.telemetry, Direction::Inbound, host::now());
                     record.describe(|log| log.downstream_remote = Some(accepted.peer));
                     record.failure(reason);
-                    // Closing with bytes unread resets the connection: a refusal, not an answer.
+                    refuse(io.into_parts().1);
                     return Err(reason.into());
                 }
             };
@@ -271,7 +267,7 @@ async fn forward_opaque<S: Stream>(
 }
 
 async fn open(entry: &Entry, worker: &Worker) -> Result<opaque::Opened, Failure> {
-    opaque::open_route(&entry.route(worker), worker.carrier(Direction::Inbound)).await
+    opaque::open_route(&entry.route, worker.carrier(Direction::Inbound)).await
 }
 
 async fn serve_http<S: Stream + 'static>(
@@ -333,17 +329,16 @@ async fn answer(
         *request.version_mut() = version;
     }
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
-    headers::request_id(request.headers_mut());
-    if let Some(configs) = residents.identity.current() {
-        headers::set_client_cert(request.headers_mut(), entry.peer.as_ref(), configs.identity());
-    }
+    let id = headers::request_id(request.headers_mut());
+    record.describe(|log| log.request_id = Some(id));
+    headers::set_client_cert(request.headers_mut(), entry.caller.as_ref());
     let (parts, body) = request.into_parts();
-    let route = entry.route(worker);
-    let forward = Forward::straight(&route);
+    let route = &entry.route;
+    let forward = Forward::straight(route);
     let deadline = Deadline::after(started, grpc::timeout(&parts.headers));
     let head = forward.head(parts, authority, wanted.clone())?;
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
-    let mut exchange = Exchange::new(&route, worker.carrier(Direction::Inbound), head, body);
+    let mut exchange = Exchange::new(route, worker.carrier(Direction::Inbound), head, body);
     let outcome = call(forward.plan(deadline, &residents.inbound_retry), &mut exchange).await;
     record.upstream(entry.application);
     let answer = match outcome {
@@ -367,12 +362,6 @@ impl Entry {
             Some(_) => Security::MutualTls,
             None => Security::None,
         }
-    }
-
-    fn route(&self, worker: &Worker) -> RouteBackend {
-        let applications = &worker.residents.applications;
-        let backend = applications.at(&self.authorized, self.application, self.limits, LabelId::OWN);
-        RouteBackend { backend, breaker: None, fallback: None }
     }
 }
 

@@ -300,6 +300,9 @@ fn rules_redirect_what_they_should_and_leave_nothing_behind() {
         assert!(namespaces.complaint(&format!("check {rules}")).contains("missing"), "{tool}");
         namespaces.intercept_well(&format!("apply {rules}"));
         namespaces.intercept_well(&format!("apply {rules}"));
+        // A check with other arguments must speak of what is there, and not of a tool that nobody used.
+        let said = namespaces.complaint("check --exclude-outbound-ports 1");
+        assert!(said.contains("are in force, but not these") && said.contains("dport 1"), "{tool}: {said}");
         namespaces.intercept_well(&format!("check {rules} --connect"));
         {
             let _servers = Servers::start(&namespaces);

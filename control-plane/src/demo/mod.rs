@@ -28,7 +28,7 @@ use self::{
     verdict::{Propagation, Report},
 };
 
-mod binomial;
+pub mod binomial;
 mod control;
 mod display;
 mod documents;

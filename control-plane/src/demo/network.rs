@@ -63,7 +63,7 @@ impl Network {
         &self.prefix
     }
 
-    fn host(&self, last: u8) -> Ipv4Addr {
+    const fn host(&self, last: u8) -> Ipv4Addr {
         let [a, b, c] = self.subnet;
         Ipv4Addr::new(a, b, c, last)
     }
@@ -122,7 +122,7 @@ impl Network {
     }
 
     /// The name server that hosts are told.
-    pub fn resolver(&self) -> Ipv4Addr {
+    pub const fn resolver(&self) -> Ipv4Addr {
         self.host(2)
     }
 

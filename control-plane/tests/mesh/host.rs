@@ -3,16 +3,18 @@
 //! Applications and clients of a test run here as ordinary async code. The rest of the process stays where it was.
 
 use std::{
+    cell::RefCell,
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
-    panic::resume_unwind,
+    panic::{self, AssertUnwindSafe},
     process::Command,
     str::FromStr,
-    sync::mpsc,
+    sync::{Once, mpsc},
     thread::JoinHandle,
 };
 
+use futures_util::FutureExt;
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query},
     rr::{Name, RData, RecordType},
@@ -74,11 +76,16 @@ impl Host {
         F: Future + Send + 'static,
         F::Output: Send,
     {
-        let bounded = async move { tokio::time::timeout(PATIENCE * 2, future).await };
+        remember_panics();
+        let bounded = async move {
+            let ended = AssertUnwindSafe(tokio::time::timeout(PATIENCE * 2, future)).catch_unwind().await;
+            ended.map_err(|_| LAST_PANIC.take())
+        };
         match self.runtime.block_on(self.runtime.spawn(bounded)) {
-            Ok(Ok(output)) => output,
-            Ok(Err(_)) => panic!("nothing came of it on {} within {:?}", self.name, PATIENCE * 2),
-            Err(error) => resume_unwind(error.into_panic()),
+            Ok(Ok(Ok(output))) => output,
+            Ok(Ok(Err(_))) => panic!("nothing came of it on {} within {:?}", self.name, PATIENCE * 2),
+            Ok(Err(words)) => panic!("on {}: {words}", self.name),
+            Err(error) => panic!("on {}: {error}", self.name),
         }
     }
 
@@ -131,6 +138,24 @@ impl Host {
         let found = self.lookup(name, RecordType::A);
         *found.first().unwrap_or_else(|| panic!("{} finds no address of {name}", self.name))
     }
+}
+
+thread_local! {
+    /// What the last panic of this thread said.
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Test harnesses collect what is printed per test, and the thread of a host belongs to whichever test started it. So
+/// the words of a panic are brought to the thread of the test that it concerns.
+fn remember_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            LAST_PANIC.set(info.to_string());
+            before(info);
+        }));
+    });
 }
 
 impl Drop for Host {

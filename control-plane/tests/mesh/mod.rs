@@ -5,7 +5,7 @@
 //! with the sockets of that host ([`host`]), [`Mesh::start_process`] starts any program there. Needs root; without it
 //! [`Mesh::start`] says so and gives `None`, unless OUTRIGGER_REQUIRE_NETNS=1. Everything is removed when the mesh is
 //! dropped and, by the guardian process, when the test ends in any other way (so a mesh may live in a `static`).
-//! OUTRIGGER_TEST_LOGS=DIR keeps the logs of all processes.
+//! OUTRIGGER_TEST_LOGS=DIR keeps the logs of all processes, in a folder of its own for each mesh.
 
 #![allow(dead_code, clippy::unwrap_used)]
 
@@ -30,7 +30,9 @@ use rustix::process::Signal;
 
 use self::{control::Control, host::Host, metrics::Metrics};
 
+pub mod apps;
 pub mod control;
+pub mod grpc;
 pub mod host;
 pub mod http;
 pub mod metrics;
@@ -46,7 +48,8 @@ const DISCOVERY_PORT: u16 = 15012;
 /// Operator's port of every sidecar, on loopback in its host.
 pub const ADMIN_PORT: u16 = 15000;
 const DNS_PORT: u16 = 15053;
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Between two looks at something that must change.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// One host of the mesh and the workload on it.
 #[derive(Clone, Debug)]
@@ -163,7 +166,8 @@ impl Mesh {
             fs::copy(built, &program).unwrap();
         }
         fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
-        let logs = std::env::var_os("OUTRIGGER_TEST_LOGS").map_or_else(|| folder.path().join("logs"), PathBuf::from);
+        let kept = std::env::var_os("OUTRIGGER_TEST_LOGS").map(|kept| PathBuf::from(kept).join(plan.prefix()));
+        let logs = kept.unwrap_or_else(|| folder.path().join("logs"));
         fs::create_dir_all(&logs).unwrap();
         for name in ["state", "tokens"] {
             DirBuilder::new().mode(0o711).create(folder.path().join(name)).unwrap();
@@ -200,6 +204,12 @@ impl Mesh {
 
     fn member(&self, name: &str) -> &Member {
         self.members.iter().find(|member| member.name == name).unwrap_or_else(|| panic!("no member {name}"))
+    }
+
+    /// The name server that hosts are told. Nobody has this address unless the test gives it to somebody; redirect rules
+    /// lead questions to it to the sidecar.
+    pub const fn resolver(&self) -> Ipv4Addr {
+        self.plan.resolver()
     }
 
     /// The binary under test, executable by everybody.

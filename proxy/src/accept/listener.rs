@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Accepted, ConnectionLimit, ConnectionSlot, socket};
+use super::{Accepted, ConnectionLimit, ConnectionSlot, original_dst::unmapped, socket};
 use crate::host;
 
 /// Accepts until `stop` is cancelled, one task per connection.
@@ -62,7 +62,8 @@ pub async fn run<F, Fut>(
                 continue;
             }
         };
-        host::spawn(serve(Accepted { io, peer, local }, slot));
+        // A socket for both families gives IPv4 addresses as part of IPv6; people search logs for what they dialled.
+        host::spawn(serve(Accepted { io, peer: unmapped(peer), local: unmapped(local) }, slot));
     }
 }
 

@@ -51,7 +51,7 @@ fn redirected(dialled: Option<SocketAddr>, local: SocketAddr) -> io::Result<Sock
 }
 
 /// `::ffff:a.b.c.d` as `a.b.c.d`; scope and flow of IPv6 addresses are dropped, no rule speaks of them.
-fn unmapped(address: SocketAddr) -> SocketAddr {
+pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
 }
 

@@ -1,6 +1,7 @@
 //! The options every connection gets, accepted or dialled.
 //!
-//! Called by `accept/listener.rs`; `upstream` uses it for the connections it opens.
+//! Called by `accept/listener.rs`; `upstream` uses it for the connections it opens. The inbound journey refuses with
+//! [`refuse`].
 
 use std::{io, time::Duration};
 
@@ -36,10 +37,19 @@ pub fn prepare(io: &TcpStream, tcp_user: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes a connection so that the other side sees a reset, not an orderly end without an answer.
+///
+/// Whatever is still to be sent is lost. That bytes were left unread would do the same by itself, but looking at a
+/// connection has read them.
+pub fn refuse(io: TcpStream) {
+    // Zero: the kernel answers with RST at once. When it cannot be set, the peer has gone already.
+    let _ = SockRef::from(&io).set_linger(Some(Duration::ZERO));
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::{io::AsyncReadExt, net::TcpListener};
 
     use super::*;
 
@@ -57,5 +67,15 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_a_reset() {
+        // A client without a certificate would take the end of the connection for an empty answer.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        refuse(listener.accept().await.unwrap().0);
+        let error = client.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

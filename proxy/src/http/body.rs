@@ -26,8 +26,10 @@ use crate::{
 /// A message body, read frame by frame.
 pub struct Body {
     content: Content,
-    observers: SmallVec<[Box<dyn Observer>; 1]>,
+    /// A response has two: the connection's and the record's.
+    observers: SmallVec<[Box<dyn Observer>; 2]>,
     pace: Option<Box<Pacing>>,
+    end: Option<Ending>,
     trailers: Option<TrailerLimit>,
     /// Observers have been told the end.
     ended: bool,
@@ -102,6 +104,8 @@ pub enum BodyError {
     Hyper(#[from] hyper::Error),
     #[error("body came too slowly")]
     TooSlow,
+    #[error("time for the request was over before its body")]
+    TooLate,
     #[error("trailers are too large")]
     TrailersTooLarge,
     #[error(transparent)]
@@ -114,7 +118,7 @@ impl BodyError {
         match self {
             Self::Hyper(error) => error.is_incomplete_message() || error.is_closed() || is_gone(error.source()),
             Self::Other(error) => is_gone(Some(&**error)),
-            Self::Cancelled | Self::TooSlow | Self::TrailersTooLarge => false,
+            Self::Cancelled | Self::TooSlow | Self::TooLate | Self::TrailersTooLarge => false,
         }
     }
 }
@@ -176,6 +180,13 @@ impl Body {
         self
     }
 
+    /// Ends the body with [`BodyError::TooLate`] at this moment. A timer runs only while the body is waited for.
+    #[must_use]
+    pub fn with_deadline(mut self, at: Instant) -> Self {
+        self.end = Some(Ending { at, timer: None });
+        self
+    }
+
     /// Ends the body with [`BodyError::TrailersTooLarge`] when trailers exceed the limit.
     #[must_use]
     pub fn with_trailer_limit(mut self, limit: TrailerLimit) -> Self {
@@ -212,6 +223,20 @@ impl Body {
                 if pacing.came(bytes) { polled } else { Poll::Ready(Some(Err(BodyError::TooSlow))) }
             }
         }
+    }
+
+    fn poll_in_time(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = self.poll_paced(cx);
+        let Some(end) = &mut self.end else {
+            return polled;
+        };
+        let too_late = match &polled {
+            Poll::Pending => end.poll(cx).is_ready(),
+            // A body that never lets us wait must end as well.
+            Poll::Ready(Some(Ok(_))) => host::now() >= end.at,
+            Poll::Ready(_) => false,
+        };
+        if too_late { Poll::Ready(Some(Err(BodyError::TooLate))) } else { polled }
     }
 
     fn check_trailers(&self, trailers: &mut HeaderMap) -> Result<(), BodyError> {
@@ -268,7 +293,7 @@ fn remove_forbidden(trailers: &mut HeaderMap) {
 
 impl From<Content> for Body {
     fn from(content: Content) -> Self {
-        Self { content, observers: SmallVec::new(), pace: None, trailers: None, ended: false }
+        Self { content, observers: SmallVec::new(), pace: None, end: None, trailers: None, ended: false }
     }
 }
 
@@ -278,7 +303,7 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let polled = match ready!(this.poll_paced(cx)) {
+        let polled = match ready!(this.poll_in_time(cx)) {
             Some(Ok(frame)) => match frame.into_trailers() {
                 Ok(mut trailers) => match this.check_trailers(&mut trailers) {
                     Ok(()) => Some(Ok(Frame::trailers(trailers))),
@@ -349,6 +374,19 @@ impl Default for Body {
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Body").field("size", &self.size_hint()).field("end", &self.is_end_stream()).finish()
+    }
+}
+
+/// When a body must be over.
+struct Ending {
+    at: Instant,
+    timer: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Ending {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let left = || self.at.saturating_duration_since(host::now());
+        self.timer.get_or_insert_with(|| Box::pin(host::sleep(left()))).as_mut().poll(cx)
     }
 }
 

@@ -26,6 +26,21 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// Beside Connection, which names others, and TE, of which a part stays.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    HTTP2_SETTINGS,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.iter().any(|hop| hop == name)
+}
+
 /// Removes what concerns only the connection a message came over; for requests and responses.
 ///
 /// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is forwarded and, for each
@@ -43,16 +58,11 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: Option<&Upgrade>)
         }
         headers.remove(header::CONNECTION);
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        HTTP2_SETTINGS,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
-        headers.remove(name);
+    // One look at each field there is costs less than looking up each field there might be; most messages have none.
+    if headers.keys().any(is_hop_by_hop) {
+        for name in HOP_BY_HOP {
+            headers.remove(name);
+        }
     }
     if headers.contains_key(header::TE) {
         if has_token(headers, &header::TE, "trailers") {
@@ -106,39 +116,46 @@ pub fn request_id(headers: &mut HeaderMap) -> HeaderValue {
 /// RFC 9562 §5.4.
 fn uuid_v4(random: u128) -> HeaderValue {
     let bits = random & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-    let hex = format!("{bits:032x}");
-    let mut text = String::with_capacity(36);
-    for (at, digit) in hex.chars().enumerate() {
-        if matches!(at, 8 | 12 | 16 | 20) {
-            text.push('-');
-        }
-        text.push(digit);
+    let mut text = [b'-'; 36];
+    let places = text.iter_mut().enumerate().filter(|(at, _)| !matches!(at, 8 | 13 | 18 | 23));
+    for ((_, place), nibble) in places.zip((0..32).rev()) {
+        let digit = (bits >> (4 * nibble)) as u8 & 0xf;
+        *place = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
     }
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// Longest chain of earlier hops that is kept.
 const MAX_CLIENT_CERT_BYTES: usize = 8 * 1024;
 
-/// Says who called, in Envoy's form: `By=<us>;URI=<peer>`.
+/// Who called, in Envoy's form: `By=<us>;URI=<peer>`. Made once for a connection.
+pub fn client_cert(peer: &Peer, own: &SpiffeId) -> Option<HeaderValue> {
+    // SPIFFE ids hold no character that would need quotes here.
+    HeaderValue::try_from(format!("By={own};URI={}", peer.identity)).ok()
+}
+
+/// Says who called: `caller` is the [`client_cert`] of a verified peer.
 ///
-/// Without a verified peer the field is removed, whatever it said: anybody can write it (Envoy's SANITIZE). With one, the
+/// Without one the field is removed, whatever it said: anybody can write it (Envoy's SANITIZE). With one, the
 /// chain that the peer's sidecar vouches for is kept and our element appended (APPEND_FORWARD).
-/// Outbound calls it without a peer, so that applications cannot vouch for anybody.
-pub fn set_client_cert(headers: &mut HeaderMap, peer: Option<&Peer>, own: &SpiffeId) {
-    let Some(peer) = peer else {
+/// Outbound calls it without a caller, so that applications cannot vouch for anybody.
+pub fn set_client_cert(headers: &mut HeaderMap, caller: Option<&HeaderValue>) {
+    let Some(caller) = caller else {
         headers.remove(CLIENT_CERT);
         return;
     };
-    // SPIFFE ids hold no character that would need quotes here.
-    let element = format!("By={own};URI={}", peer.identity);
+    if !headers.contains_key(CLIENT_CERT) {
+        headers.insert(CLIENT_CERT, caller.clone());
+        return;
+    }
+    let element = caller.to_str().unwrap_or_default();
     let earlier: Vec<&str> = headers.get_all(CLIENT_CERT).into_iter().filter_map(|value| value.to_str().ok()).collect();
     let mut chain = earlier.join(",");
     if chain.is_empty() || chain.len() > MAX_CLIENT_CERT_BYTES {
-        chain = element;
+        element.clone_into(&mut chain);
     } else {
         chain.push(',');
-        chain.push_str(&element);
+        chain.push_str(element);
     }
     match HeaderValue::try_from(chain) {
         Ok(value) => drop(headers.insert(CLIENT_CERT, value)),
@@ -292,7 +309,8 @@ mod tests {
             for value in &given {
                 headers.append(CLIENT_CERT, value.parse().unwrap());
             }
-            set_client_cert(&mut headers, peer, &own);
+            let caller = peer.and_then(|peer| client_cert(peer, &own));
+            set_client_cert(&mut headers, caller.as_ref());
             let found: Vec<_> = headers.get_all(CLIENT_CERT).into_iter().collect();
             assert_eq!(found, expected.iter().collect::<Vec<_>>());
         }

@@ -146,7 +146,7 @@ pub async fn serve<S, H, F>(
 ) -> Result<(), hyper::Error>
 where
     S: Stream + 'static,
-    H: Fn(Request<Body>) -> F + Clone + Send + 'static,
+    H: Fn(Request<Body>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let activity = Arc::new(Activity::new(version, settings.requests));
@@ -155,14 +155,15 @@ where
     let service = {
         let activity = Arc::clone(&activity);
         let trailers = settings.trailers;
-        // Boxed so that the connection may be moved out of its pin whatever the handler is.
-        let handler = Box::new(handler);
+        // Behind a pointer so that the connection may be moved out of its pin whatever the handler is.
+        let handler = Arc::new(handler);
         service_fn(move |request: Request<Incoming>| {
             let in_flight = activity.begin();
             let request = request.map(|body| Body::incoming(body).with_trailer_limit(trailers));
-            let response = handler(request);
+            let handler = Arc::clone(&handler);
             async move {
-                let mut response = response.await;
+                // Called in here: a future that is handed in would be stored twice.
+                let mut response = handler(request).await;
                 // Read by hyper, which then closes; an upgrade closes HTTP anyway.
                 if in_flight.is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -244,6 +244,24 @@ pub fn check(rules: &RedirectRules, tool: Tool, ipv6: bool) -> Result<Vec<String
     Ok(problems)
 }
 
+/// Whether a tool has anything of ours in force, right or wrong.
+///
+/// # Errors
+/// When the tool cannot be asked.
+pub fn is_present(tool: Tool, ipv6: bool) -> Result<bool, ApplyError> {
+    if tool == Tool::Nft {
+        let tables = run("nft", &["list", "tables"], None)?;
+        return Ok(tables.lines().any(|line| line.trim() == format!("table inet {NFT_TABLE}")));
+    }
+    for (_, name) in tool.families(ipv6) {
+        let saved = saved(name)?;
+        if [INBOUND_CHAIN, OUTBOUND_CHAIN].iter().any(|chain| saved.chains.contains(chain)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Takes out everything of ours, with every tool there is; nothing to do is fine.
 ///
 /// # Errors

@@ -212,20 +212,27 @@ fn described(tool: Tool, ipv6: bool, left_alone: bool) -> String {
 fn check(args: &CheckArgs) -> Result<(), String> {
     let rules = args.rules.rules()?;
     let ipv6 = args.rules.ipv6();
-    // Without a tool asked for, any may have put them in force: what comes nearest is what is meant.
-    let mut nearest: Option<(Tool, Vec<String>)> = None;
+    // Without a tool asked for, any may have put them in force: the one that holds something of ours is meant, and of
+    // several the one that comes nearest.
+    let mut nearest: Option<(Tool, bool, Vec<String>)> = None;
     for tool in apply::working_tools(args.rules.tool).map_err(|error| error.to_string())? {
+        let present = apply::is_present(tool, ipv6).map_err(|error| error.to_string())?;
         let problems = apply::check(&rules, tool, ipv6).map_err(|error| error.to_string())?;
-        if nearest.as_ref().is_none_or(|(_, before)| problems.len() < before.len()) {
-            nearest = Some((tool, problems));
+        let rank = |present: bool, problems: &[String]| (!present, problems.len());
+        if nearest.as_ref().is_none_or(|(_, was, before)| rank(present, &problems) < rank(*was, before)) {
+            nearest = Some((tool, present, problems));
         }
     }
-    let Some((found, problems)) = nearest else { return Err("no tool for redirect rules works here".to_owned()) };
+    let Some((found, present, problems)) = nearest else {
+        return Err("no tool for redirect rules works here".to_owned());
+    };
     if !problems.is_empty() {
-        return Err(format!(
-            "redirect rules are not in force as they should be:\n  {}\n(run intercept apply with the same arguments)",
-            problems.join("\n  ")
-        ));
+        let what = if present {
+            "redirect rules are in force, but not these"
+        } else {
+            "no redirect rules of ours are in force"
+        };
+        return Err(format!("{what}:\n  {}\n(run intercept apply with the same arguments)", problems.join("\n  ")));
     }
     if args.connect {
         prove(args, &rules, ipv6)?;

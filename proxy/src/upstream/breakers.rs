@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    host,
+    host::{self, Instant},
     resilience::{
         breaker::{Breaker, BreakerPolicy, Permit, Result as Outcome, State, Transition},
         limits::{Held, Limits, Slot},
@@ -103,8 +103,8 @@ impl BreakerCell {
     }
 
     /// Leave for one try; `None` while the breaker is open or out of probes.
-    pub fn ask(self: &Arc<Self>) -> Option<Ticket> {
-        let (permit, transition) = self.breaker.lock().permit(host::now());
+    pub fn ask(self: &Arc<Self>, now: Instant) -> Option<Ticket> {
+        let (permit, transition) = self.breaker.lock().permit(now);
         self.tell(transition);
         permit.map(|permit| Ticket { cell: Arc::clone(self), permit: Some(permit) })
     }
@@ -129,10 +129,10 @@ impl BreakerCell {
 }
 
 impl Ticket {
-    /// Gives the outcome of the try.
-    pub fn report(mut self, outcome: Outcome, took: Duration) {
+    /// Gives the outcome of the try, which ended `now`.
+    pub fn report(mut self, outcome: Outcome, took: Duration, now: Instant) {
         if let Some(permit) = self.permit.take() {
-            let transition = self.cell.breaker.lock().report(permit, outcome, took, host::now(), host::random_unit());
+            let transition = self.cell.breaker.lock().report(permit, outcome, took, now, host::random_unit());
             self.cell.tell(transition);
         }
     }

@@ -4,7 +4,13 @@
 //! endpoint, leases a connection, writes the request anew from typed parts and waits for the head. [`Holds`] is
 //! what an answered try keeps until its response body is over.
 
-use std::sync::Arc;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{
@@ -144,7 +150,7 @@ impl<'a> Exchange<'a> {
                 // A pooled connection that the far side closed in the same moment: nothing was processed if nothing left.
                 if lease.reused && unanswered.failure.sent == Sent::Nothing {
                     drop(lease);
-                    let mut fresh = self.route.backend.open_http1(endpoint, self.carrier).await?;
+                    let mut fresh = Box::pin(self.route.backend.open_http1(endpoint, self.carrier)).await?;
                     let request = match unanswered.request {
                         Some(request) => request,
                         None => self.http1_request()?,
@@ -210,6 +216,10 @@ impl<'a> Exchange<'a> {
         let headers = request.headers_mut();
         headers.clone_from(&head.headers);
         headers::set_attempt_count(headers, self.tried);
+        if let Some(id) = headers.get_mut(headers::REQUEST_ID) {
+            // RFC 7541 §7.1.3: a value that never comes again would only push useful ones out of the compression table.
+            id.set_sensitive(true);
+        }
         if multiplexed {
             // HPACK makes an unchanging field one byte from the second request on.
             headers.insert(headers::PEER, self.carrier.dialer.introduction.clone());
@@ -226,24 +236,29 @@ impl<'a> Exchange<'a> {
         &mut self,
         endpoint: &Arc<Endpoint>,
         limit: Deadline,
+        now: host::Instant,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
         let need = match self.head.speaks {
             Speaks::Http1 => Need::Http1,
             Speaks::Http2 => Need::Http2,
             Speaks::Upgrade(_) => Need::Upgrade,
         };
-        let mut sent = Sent::Nothing;
-        let reached = async {
+        let began = AtomicBool::new(false);
+        let mut reached = pin!(async {
             let lease = self.route.backend.lease(endpoint, need, self.carrier).await?;
-            sent = Sent::Maybe;
+            began.store(true, Ordering::Relaxed);
             let (response, connection) = self.send(endpoint, lease).await?;
             refused_by_sidecar(endpoint, &response)?;
             Ok((response, connection))
-        };
-        let Some(left) = limit.left(host::now()) else { return reached.await };
-        match tokio::time::timeout(left, reached).await {
+        });
+        let Some(left) = limit.left(now) else { return reached.await };
+        match tokio::time::timeout(left, reached.as_mut()).await {
             Ok(reached) => reached,
-            Err(_) => Err(Failure::new(Reason::TryTimeout).sent(sent)),
+            Err(_) => Err(Failure::new(Reason::TryTimeout).sent(if began.load(Ordering::Relaxed) {
+                Sent::Maybe
+            } else {
+                Sent::Nothing
+            })),
         }
     }
 }
@@ -255,8 +270,9 @@ impl Attempts for Exchange<'_> {
     async fn attempt(&mut self, tried: u32, limit: Deadline) -> Result<Answer, Failure> {
         self.tried = tried;
         let route = self.route;
+        let started = host::now();
         let ticket = match &route.breaker {
-            Some(breaker) => Some(breaker.ask().ok_or(Reason::BreakerOpen)?),
+            Some(breaker) => Some(breaker.ask(started).ok_or(Reason::BreakerOpen)?),
             None => None,
         };
         let backend = &route.backend;
@@ -268,32 +284,32 @@ impl Attempts for Exchange<'_> {
             }
         };
         let avoid = self.last.as_ref().map(|(index, _)| *index);
-        let started = host::now();
         let (index, endpoint) = match backend.pick(avoid) {
             Ok((index, endpoint)) => (index, Arc::clone(endpoint)),
             Err(reason) => {
-                report(ticket, breaker::Result::Failure, started);
+                report(ticket, breaker::Result::Failure, started, host::now());
                 return Err(reason.into());
             }
         };
         self.last = Some((index, Arc::clone(&endpoint)));
         let mut in_flight = endpoint.state.load.start();
-        match self.reach(&endpoint, limit).await {
+        match self.reach(&endpoint, limit, started).await {
             Ok((response, connection)) => {
                 let now = host::now();
                 in_flight.answered(now.saturating_duration_since(started), now);
                 let (fault, result) = judge(response.status(), response.headers());
                 self.note(backend, &endpoint, fault);
                 let failed = result == breaker::Result::Failure;
-                report(ticket, result, started);
+                report(ticket, result, started, now);
                 let holds = Holds { endpoint, connection, _in_flight: in_flight, _request: request };
                 Ok(Answer { response, failed, holds })
             }
             Err(failure) => {
                 if failure.reason.is_upstream_fault() {
-                    in_flight.failed(host::now());
+                    let now = host::now();
+                    in_flight.failed(now);
                     self.note(backend, &endpoint, Fault::Local);
-                    report(ticket, breaker::Result::Failure, started);
+                    report(ticket, breaker::Result::Failure, started, now);
                 }
                 Err(failure)
             }
@@ -351,9 +367,9 @@ impl Holds {
     }
 }
 
-fn report(ticket: Option<Ticket>, result: breaker::Result, started: host::Instant) {
+fn report(ticket: Option<Ticket>, result: breaker::Result, started: host::Instant, now: host::Instant) {
     if let Some(ticket) = ticket {
-        ticket.report(result, host::now().saturating_duration_since(started));
+        ticket.report(result, now.saturating_duration_since(started), now);
     }
 }
 

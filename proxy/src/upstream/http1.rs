@@ -15,6 +15,8 @@ use crate::{
     upstream::pool::Hold,
 };
 
+const HYPER_HEADER_FIELDS: usize = 100;
+
 /// A connection that is idle or carries one request.
 #[derive(Debug)]
 pub struct Http1 {
@@ -42,8 +44,11 @@ pub struct Unanswered {
 /// When the connection breaks at once; nothing has been sent.
 pub async fn open(io: Upstream, limits: &Limits, max_age: Duration, hold: Hold) -> Result<Http1, Failure> {
     let mut builder = http1::Builder::new();
-    builder.max_headers(limits.header_fields.max(1)).max_header_size(limits.http1_head_bytes.max(8192));
-    builder.max_buf_size(limits.http1_head_bytes.max(8192));
+    if limits.header_fields != HYPER_HEADER_FIELDS {
+        // Any call, even with the default, moves the table of fields from the stack to the heap.
+        builder.max_headers(limits.header_fields.max(1));
+    }
+    builder.max_header_size(limits.http1_head_bytes.max(8192)).max_buf_size(limits.http1_head_bytes.max(8192));
     let (sender, connection) = builder
         .handshake(TokioIo::new(io))
         .await

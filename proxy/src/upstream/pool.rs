@@ -121,7 +121,7 @@ impl Backend {
     ) -> Result<Lease, Failure> {
         let pool = endpoint.state.pool(carrier.worker);
         let multiplex = match (&endpoint.transport, need) {
-            (_, Need::Upgrade) => return self.open_http1(endpoint, carrier).await.map(Lease::Http1),
+            (_, Need::Upgrade) => return Box::pin(self.open_http1(endpoint, carrier)).await.map(Lease::Http1),
             (Transport::Mesh { multiplex: true, .. }, _) | (_, Need::Http2) => true,
             (_, Need::Http1) => false,
         };
@@ -131,7 +131,9 @@ impl Backend {
         if let Some(connection) = pool.take_idle(host::now(), self.http1_idle(carrier.dialer)) {
             return Ok(Lease::Http1(self.lend(connection, endpoint, carrier)));
         }
-        self.open_http1(endpoint, carrier).await.map(Lease::Http1)
+        // Boxed, as everything that most requests never do: a handshake's state would be part of every request's future,
+        // and those are moved several times.
+        Box::pin(self.open_http1(endpoint, carrier)).await.map(Lease::Http1)
     }
 
     /// A connection that has carried nothing yet, for the try after a reused one turned out to be closed.

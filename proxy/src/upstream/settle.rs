@@ -4,18 +4,15 @@
 //! exactly once: at its clean end, when it breaks, or when the client goes away.
 
 use std::{
-    pin::Pin,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering},
-    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE},
 };
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tracing::debug;
 
@@ -93,12 +90,11 @@ impl Settled {
     /// Ends the response body at the deadline of the request.
     #[must_use]
     pub fn within(mut self, deadline: Deadline) -> Self {
-        if let Some(left) = deadline.left(host::now())
+        if let Some(at) = deadline.at
             && self.holds.is_some()
             && !self.response.body().is_end_stream()
         {
-            let body = std::mem::take(self.response.body_mut());
-            *self.response.body_mut() = Body::boxed(Bounded { body, end: Box::pin(host::sleep(left)) });
+            self.response = self.response.map(|body| body.with_deadline(at));
         }
         self
     }
@@ -228,7 +224,7 @@ pub async fn or_fallback(
             let mut exchange = Exchange::new(&other, carrier, head, body);
             let never = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
             let straight = Forward::straight(&other);
-            match call(straight.plan(deadline, &never), &mut exchange).await {
+            match Box::pin(call(straight.plan(deadline, &never), &mut exchange)).await {
                 Ok(answer) => {
                     carrier.telemetry.fallback_answered(telemetry::Fallback::Backend);
                     record.destination(answer.holds.endpoint.labels);
@@ -337,33 +333,5 @@ impl Observer for End {
         if let Some(holds) = self.holds.take() {
             holds.finish(result.is_ok());
         }
-    }
-}
-
-/// A body that breaks at the deadline of its request.
-struct Bounded {
-    body: Body,
-    end: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl http_body::Body for Bounded {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.end.as_mut().poll(cx).is_ready() {
-            let late: Box<dyn std::error::Error + Send + Sync> =
-                Box::new(Failure::new(Reason::RequestTimeout).sent(Sent::Answered));
-            return Poll::Ready(Some(Err(BodyError::Other(late))));
-        }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }

@@ -40,7 +40,7 @@ impl Server {
 
 fn served<H, F>(version: Version, limits: Limits, timeouts: Timeouts, handler: H) -> (DuplexStream, Server)
 where
-    H: Fn(Request<Body>) -> F + Clone + Send + 'static,
+    H: Fn(Request<Body>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let (near, far) = duplex(64 * 1024);
@@ -52,7 +52,7 @@ where
 
 fn plain<H, F>(version: Version, handler: H) -> (DuplexStream, Server)
 where
-    H: Fn(Request<Body>) -> F + Clone + Send + 'static,
+    H: Fn(Request<Body>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     served(version, Limits::default(), Timeouts::default(), handler)
