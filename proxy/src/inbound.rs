@@ -14,7 +14,11 @@ use tokio::io::AsyncReadExt;
 use tracing::debug;
 
 use crate::{
-    accept::{Accepted, original_dst::original_dst, socket::refuse},
+    accept::{
+        Accepted,
+        original_dst::original_dst,
+        socket::{OverTcp, refuse},
+    },
     authorize::{Authorized, authorize_connection},
     config::view::{PeerMode, Protocol},
     detect::{ClientHello, Detected, Rewound},
@@ -27,7 +31,7 @@ use crate::{
         serve::{self, Version},
         upgrade,
     },
-    relay::{Counts, RelayLimits},
+    relay::{self, Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline, limits::LimitPolicy},
     telemetry::{self, ConnectionRecord, Direction, LabelId, LabelSet, ListenerKind, RequestRecord, Security},
@@ -167,7 +171,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
 }
 
 /// Carries what a mesh peer sends: its protocol stands in the handshake.
-async fn carry_mesh<S: Stream + 'static>(io: S, entry: Entry, worker: Worker) -> Result<(), Failure> {
+async fn carry_mesh<S: Stream + OverTcp + 'static>(io: S, entry: Entry, worker: Worker) -> Result<(), Failure> {
     let version = match entry.peer.as_ref().and_then(|peer| peer.alpn) {
         Some(Alpn::MeshHttp2) => Version::Http2,
         Some(Alpn::MeshHttp1) => Version::Http1,
@@ -177,7 +181,7 @@ async fn carry_mesh<S: Stream + 'static>(io: S, entry: Entry, worker: Worker) ->
 }
 
 /// Carries plaintext by what the port declares or the first bytes say.
-async fn carry<S: Stream + 'static>(
+async fn carry<S: Stream + OverTcp + 'static>(
     mut io: Rewound<S>,
     detected: Option<Detected>,
     entry: Entry,
@@ -229,8 +233,8 @@ async fn carry<S: Stream + 'static>(
     }
 }
 
-async fn forward_opaque<S: Stream>(
-    io: Rewound<S>,
+async fn forward_opaque<S: Stream + OverTcp>(
+    mut io: Rewound<S>,
     opened: Option<opaque::Opened>,
     entry: &Entry,
     worker: &Worker,
@@ -257,9 +261,10 @@ async fn forward_opaque<S: Stream>(
         idle: settings.timeouts.opaque_idle,
         half_close: settings.timeouts.half_close,
     };
-    let application = Rewound::with(opened.io, opened.first);
+    let mut application = Rewound::with(opened.io, opened.first);
     let counts = Counts::default();
-    settle::relayed(io, application, limits, &counts, &mut record).await.map_err(|error| {
+    settle::relayed(&mut io, &mut application, limits, &counts, &mut record).await.map_err(|error| {
+        relay::pass_on(&error, io.tcp(), Some(application.get_ref().tcp()));
         let reason = error.reason();
         record.failure(reason);
         Failure::new(reason).because(error)

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use tracing::debug;
 
 use crate::{
-    accept::{Accepted, original_dst::original_dst},
+    accept::{Accepted, original_dst::original_dst, socket::OverTcp},
     config::{
         demand::{Answer, DemandName},
         view::{OutboundMode, Protocol},
@@ -25,7 +25,7 @@ use crate::{
         serve::{self, Version},
         upgrade,
     },
-    relay::{Counts, RelayLimits},
+    relay::{self, Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline},
     telemetry::{self, ConnectionRecord, Direction, ListenerKind, RequestRecord},
@@ -89,7 +89,7 @@ pub async fn serve_connection(accepted: Accepted, way: Way, worker: Worker) {
 }
 
 /// Carries a byte stream with a known scope: the connection itself, or what came through CONNECT.
-async fn carry<S: Stream + 'static>(
+async fn carry<S: Stream + OverTcp + 'static>(
     mut io: Rewound<S>,
     scope: Scope,
     peer: SocketAddr,
@@ -172,8 +172,8 @@ const fn telemetry_word(detected: &Detected) -> telemetry::Detected {
 }
 
 /// Carries bytes to an endpoint and back; nothing in them is looked at.
-async fn forward_opaque<S: Stream>(
-    io: Rewound<S>,
+async fn forward_opaque<S: Stream + OverTcp>(
+    mut io: Rewound<S>,
     toward: &Toward,
     opened: Option<opaque::Opened>,
     peer: SocketAddr,
@@ -202,11 +202,12 @@ async fn forward_opaque<S: Stream>(
         idle: opened.idle.unwrap_or(settings.timeouts.opaque_idle),
         half_close: settings.timeouts.half_close,
     };
-    let upstream = Rewound::with(opened.io, opened.first);
-    let relayed = settle::relayed(io, upstream, limits, &counts, &mut record).await;
+    let mut upstream = Rewound::with(opened.io, opened.first);
+    let relayed = settle::relayed(&mut io, &mut upstream, limits, &counts, &mut record).await;
     match relayed {
         Ok(()) => Ok(()),
         Err(error) => {
+            relay::pass_on(&error, io.tcp(), Some(upstream.get_ref().tcp()));
             let reason = error.reason();
             record.failure(reason);
             Err(Failure::new(reason).because(error))

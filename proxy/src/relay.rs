@@ -14,8 +14,12 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+};
 
+use crate::accept::socket::reset_on_close;
 use crate::failure::Reason;
 use crate::host::{self, Stream};
 
@@ -58,6 +62,19 @@ impl RelayError {
             Self::B(_) => Reason::UpstreamReset,
             Self::Idle(_) => Reason::RequestTimeout,
         }
+    }
+}
+
+/// Passes a failure of one side on to the other, as the reset that it would have been without us in between: an orderly
+/// end would make a reply that broke off look complete. `a` is `None` where there is no connection of its own.
+pub fn pass_on(error: &RelayError, a: Option<&TcpStream>, b: Option<&TcpStream>) {
+    let other = match error {
+        RelayError::A(_) => b,
+        RelayError::B(_) => a,
+        RelayError::Idle(_) => None,
+    };
+    if let Some(other) = other {
+        reset_on_close(other);
     }
 }
 

@@ -206,6 +206,41 @@ pub fn serve_closes_first(host: &Host, address: SocketAddr) {
     });
 }
 
+/// Breaks off in the middle of an answer to `r`; after `w`, waits to see how the client ends; tells it to who sends `?`:
+/// "reset", or "end" for an orderly one.
+pub fn serve_resets(host: &Host, address: SocketAddr) {
+    let seen = Arc::new(tokio::sync::watch::channel("").0);
+    accept(host, address, move |mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            match stream.read_u8().await {
+                Ok(b'r') => {
+                    let _ = stream.write_all(b"partial").await;
+                    // The client has it once it says so; a reset would overtake it otherwise.
+                    let _ = stream.read_u8().await;
+                    reset(stream);
+                }
+                Ok(b'w') => {
+                    let _ = stream.write_all(b"go on").await;
+                    let end = stream.read_to_end(&mut Vec::new()).await;
+                    seen.send_replace(if end.is_err() { "reset" } else { "end" });
+                }
+                Ok(_) => {
+                    let mut changes = seen.subscribe();
+                    let Ok(word) = changes.wait_for(|word| !word.is_empty()).await.map(|word| *word) else { return };
+                    let _ = stream.write_all(word.as_bytes()).await;
+                }
+                Err(_) => {}
+            }
+        }
+    });
+}
+
+/// Ends a connection the hard way.
+pub fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+}
+
 /// A banner before the client says anything, as mail and database servers do; then one line, then the end.
 pub fn serve_banner(host: &Host, address: SocketAddr, banner: &'static str) {
     accept(host, address, move |mut stream| async move {

@@ -38,7 +38,7 @@ const SOON: Duration = Duration::from_secs(10);
 const DETECT_TIMEOUT: &str = "timeouts.detect=60s";
 
 /// Ports of the applications. `post` declares no protocol, so that it is found out.
-const PORTS: [(u16, &str); 12] = [
+const PORTS: [(u16, &str); 13] = [
     (8080, "http"),
     (8081, "http-flaky"),
     (8082, "http-fragile"),
@@ -51,6 +51,7 @@ const PORTS: [(u16, &str); 12] = [
     (7002, "post"),
     (7003, "any-echo"),
     (7004, "any-first"),
+    (7005, "tcp-resets"),
 ];
 
 /// The mesh, and what the tests may ask of its applications.
@@ -101,9 +102,11 @@ impl World {
             }
         }
         apps::serve_banner(api_1, everywhere(7002), opaque::BANNER);
+        apps::serve_resets(api_1, everywhere(7005));
         apps::serve_http(mesh.host("api-2"), everywhere(8080), "api-2");
         apps::serve_http(mesh.host("safe"), everywhere(8080), "safe");
         apps::serve_banner(mesh.host("safe"), everywhere(7002), opaque::BANNER);
+        apps::serve_resets(mesh.host("stranger"), everywhere(7005));
         apps::serve_http(mesh.host("stranger"), everywhere(8080), "stranger");
         apps::serve_banner(mesh.host("stranger"), everywhere(7002), opaque::BANNER);
         let resolver = format!("{}/24", mesh.resolver());
@@ -169,6 +172,7 @@ fn documents() -> String {
         service("notes", v1, &[("grpc", 50051, 50051)]),
         service("echo", v1, &[("tcp", 7000, 7000), ("any", 7003, 7003)]),
         service("first", v1, &[("tcp", 7001, 7001), ("any", 7004, 7004)]),
+        service("resets", v1, &[("tcp", 7005, 7005)]),
         service("post", v1, &[("post", 7002, 7002)]),
         service("safe.vault", "app: safe", &[("http", 80, 8080), ("post", 7002, 7002)]),
         routing::documents(),

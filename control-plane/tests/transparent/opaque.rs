@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{SOON, http1::megabyte, world};
+use crate::{SOON, http1::megabyte, mesh::apps::reset, world};
 
 pub const BANNER: &str = "220 post office\r\n";
 
@@ -54,6 +54,33 @@ fn a_server_may_close_its_side_first() {
             let mut answer = String::new();
             asking.read_to_string(&mut answer).await.unwrap();
             assert_eq!(answer, "5", "port {port}");
+        });
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_does_not_look_complete() {
+    // Where the end of the connection is the end of the answer, an orderly end after half of it is a wrong answer.
+    let Some(world) = world() else { return };
+    for address in [world.service("resets.shop", 7005), world.mesh.host("stranger").at(7005)] {
+        world.on_web(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"r").await.unwrap();
+            let mut part = [0; 7];
+            stream.read_exact(&mut part).await.unwrap();
+            stream.write_all(b"!").await.unwrap();
+            let end = stream.read_to_end(&mut Vec::new()).await.map_err(|error| error.kind());
+            assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "server reset, {address}");
+
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"w").await.unwrap();
+            stream.read_exact(&mut [0; 5]).await.unwrap();
+            reset(stream);
+            let mut asking = TcpStream::connect(address).await.unwrap();
+            asking.write_all(b"?").await.unwrap();
+            let mut seen = String::new();
+            asking.read_to_string(&mut seen).await.unwrap();
+            assert_eq!(seen, "reset", "client reset, {address}");
         });
     }
 }

@@ -8,6 +8,8 @@ use std::{io, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use crate::{detect::Rewound, host::Stream};
+
 /// A silent peer is asked after this time without data, and this often.
 ///
 /// 60 s, then every 10 s, three times: a host that vanished is noticed after 90 s, well before NAT tables (which
@@ -42,8 +44,43 @@ pub fn prepare(io: &TcpStream, tcp_user: Duration) -> io::Result<()> {
 /// Whatever is still to be sent is lost. That bytes were left unread would do the same by itself, but looking at a
 /// connection has read them.
 pub fn refuse(io: TcpStream) {
-    // Zero: the kernel answers with RST at once. When it cannot be set, the peer has gone already.
-    let _ = SockRef::from(&io).set_linger(Some(Duration::ZERO));
+    reset_on_close(&io);
+}
+
+/// Makes the coming end of a connection a reset.
+pub fn reset_on_close(io: &TcpStream) {
+    // Zero: closing sends RST at once. When it cannot be set, the peer has gone already.
+    let _ = SockRef::from(io).set_linger(Some(Duration::ZERO));
+}
+
+/// A stream that may have a TCP connection beneath.
+pub trait OverTcp {
+    /// That connection; `None` for a stream inside another one, which has none of its own.
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+impl OverTcp for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl<S: OverTcp> OverTcp for Rewound<S> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.get_ref().tcp()
+    }
+}
+
+impl<S: OverTcp> OverTcp for tokio_rustls::server::TlsStream<S> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.get_ref().0.tcp()
+    }
+}
+
+impl OverTcp for Box<dyn Stream> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 #[cfg(test)]
