@@ -274,7 +274,9 @@ impl Sidecar {
         let settings = &self.residents.settings;
         self.ready.store(false, Ordering::Release);
         self.begin_drain();
-        if settings.control_plane.is_some() && !self.status.confirmed_draining(settings.drain.notice).await {
+        // A control plane that is away cannot tell peers; they learn it from the connections.
+        let listens = self.status.report().connected_since.is_some();
+        if listens && !self.status.confirmed_draining(settings.drain.notice).await {
             warn!("the control plane did not confirm that peers stopped sending; draining anyway");
         }
         info!("draining inbound");

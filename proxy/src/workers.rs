@@ -23,6 +23,7 @@ use crate::{
     host, inbound, outbound,
     residents::{Residents, Worker},
     settings::RuntimeKind,
+    upstream::pool::IdleLimits,
 };
 
 /// Connections more than the least loaded worker has before a new one is handed over.
@@ -220,7 +221,7 @@ impl Post {
         let residents = &self.worker.residents;
         loop {
             host::sleep(SWEEP).await;
-            let (now, idle) = (host::now(), residents.settings.timeouts.pool_idle);
+            let (now, idle) = (host::now(), IdleLimits::new(&residents.settings.timeouts));
             if let Some(mesh) = residents.mesh() {
                 mesh.sweep(self.worker.index, now, idle);
             }

@@ -12,6 +12,7 @@ use std::{
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 
 use super::{dial::Upstream, http1::Unanswered};
 use crate::{
@@ -30,6 +31,10 @@ pub struct Http2 {
     born: Instant,
     max_age: Duration,
     max_streams: u32,
+    /// Streams so far; wraps.
+    started: AtomicU32,
+    /// What the sweeper saw: how many had been started, and since when that has not changed.
+    quiet: Mutex<(u32, Instant)>,
     _hold: Hold,
 }
 
@@ -71,7 +76,17 @@ pub async fn open(
         // Its errors surface in the streams that were under way.
         let _ = connection.await;
     });
-    Ok(Arc::new(Http2 { sender, active: AtomicU32::new(0), born: host::now(), max_age, max_streams, _hold: hold }))
+    let born = host::now();
+    Ok(Arc::new(Http2 {
+        sender,
+        active: AtomicU32::new(0),
+        born,
+        max_age,
+        max_streams,
+        started: AtomicU32::new(0),
+        quiet: Mutex::new((0, born)),
+        _hold: hold,
+    }))
 }
 
 impl Http2 {
@@ -85,6 +100,16 @@ impl Http2 {
         self.active.load(Ordering::Relaxed)
     }
 
+    /// Whether no stream was under way for `limit`, as far as the sweeper's looks tell; only the sweeper asks.
+    pub fn is_idle(&self, now: Instant, limit: Duration) -> bool {
+        let started = self.started.load(Ordering::Relaxed);
+        let mut quiet = self.quiet.lock();
+        if self.active() > 0 || quiet.0 != started {
+            *quiet = (started, now);
+        }
+        now.saturating_duration_since(quiet.1) >= limit
+    }
+
     /// Takes a place for one request, unless the connection is full.
     pub fn stream(self: &Arc<Self>) -> Option<Stream> {
         // Only the owning worker starts streams, so a look and an add do not race; a stream too many would only wait.
@@ -92,6 +117,7 @@ impl Http2 {
             return None;
         }
         self.active.fetch_add(1, Ordering::Relaxed);
+        self.started.fetch_add(1, Ordering::Relaxed);
         Some(Stream { connection: Arc::clone(self) })
     }
 }

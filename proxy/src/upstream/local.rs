@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::{
     backend::{Backend, BackendState},
     endpoint::{Endpoint, EndpointKey, Transport},
+    pool::IdleLimits,
 };
 use crate::{
     authorize::Authorized,
@@ -80,7 +81,7 @@ impl Applications {
     }
 
     /// Drops connections that are closed or idle for too long; for one worker.
-    pub fn sweep(&self, worker: usize, now: crate::host::Instant, idle: Duration) {
+    pub fn sweep(&self, worker: usize, now: crate::host::Instant, idle: IdleLimits) {
         for backend in self.cached.lock().values() {
             for endpoint in &backend.endpoints {
                 endpoint.state.pool(worker).sweep(now, idle);

@@ -17,6 +17,7 @@ use super::{
     breakers::{BreakerCell, Observer},
     destination::Destination,
     endpoint::{Endpoint, EndpointKey, Transport},
+    pool::IdleLimits,
 };
 use crate::{
     config::view::{self, Map, PeerKind, Policy, TlsMode, View},
@@ -116,9 +117,9 @@ impl Mesh {
     }
 
     /// Drops connections that are closed, too old or idle for too long; for one worker.
-    pub fn sweep(&self, worker: usize, now: Instant, default_idle: Duration) {
+    pub fn sweep(&self, worker: usize, now: Instant, default: IdleLimits) {
         for RouteBackend { backend, .. } in self.backends() {
-            let idle = backend.policy.http_idle_timeout.unwrap_or(default_idle);
+            let idle = default.or_policy(backend.policy.http_idle_timeout);
             for endpoint in &backend.endpoints {
                 endpoint.state.pool(worker).sweep(now, idle);
             }

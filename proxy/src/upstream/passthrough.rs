@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::{
     backend::{Backend, BackendState, RouteBackend},
     endpoint::{Endpoint, EndpointKey, Transport},
+    pool::IdleLimits,
 };
 use crate::{
     config::view::{self, Health, Policy},
@@ -73,7 +74,7 @@ impl Outside {
     }
 
     /// Drops connections that are closed or idle for too long; for one worker.
-    pub fn sweep(&self, worker: usize, now: host::Instant, idle: Duration) {
+    pub fn sweep(&self, worker: usize, now: host::Instant, idle: IdleLimits) {
         for route in self.known.lock().values() {
             for endpoint in &route.backend.endpoints {
                 endpoint.state.pool(worker).sweep(now, idle);

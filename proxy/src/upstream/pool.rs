@@ -19,6 +19,7 @@ use crate::{
     failure::{Failure, Reason},
     host::{self, Instant},
     resilience::limits::{Held, Slot},
+    settings::Timeouts,
     telemetry::{ActiveUpstream, Overflow},
     tls::{Alpn, Offer},
 };
@@ -48,6 +49,26 @@ enum Opening {
     UnderWay,
     Open,
     Failed(Reason, Arc<str>),
+}
+
+/// How long connections may carry nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleLimits {
+    pub http1: Duration,
+    pub http2: Duration,
+}
+
+impl IdleLimits {
+    /// The proxy's own.
+    pub const fn new(timeouts: &Timeouts) -> Self {
+        Self { http1: timeouts.pool_idle, http2: timeouts.mesh_idle }
+    }
+
+    /// What a policy says for all HTTP connections, where it says anything.
+    #[must_use]
+    pub fn or_policy(self, policy: Option<Duration>) -> Self {
+        policy.map_or(self, |idle| Self { http1: idle, http2: idle })
+    }
 }
 
 /// What a request needs of a connection.
@@ -82,9 +103,12 @@ pub struct Http1Lease {
 
 impl Pool {
     /// Drops what is closed, too old or idle for too long; called about once a second.
-    pub fn sweep(&self, now: Instant, http1_idle: Duration) {
-        self.http1.lock().retain(|connection| !connection.is_spent(now, http1_idle));
-        self.http2.lock().connections.retain(|connection| connection.is_open(now));
+    pub fn sweep(&self, now: Instant, idle: IdleLimits) {
+        self.http1.lock().retain(|connection| !connection.is_spent(now, idle.http1));
+        self.http2
+            .lock()
+            .connections
+            .retain(|connection| connection.is_open(now) && !connection.is_idle(now, idle.http2));
     }
 
     /// Idle HTTP/1 connections, shared HTTP/2 connections, streams on them.
