@@ -134,6 +134,40 @@ impl Reason {
         }
     }
 
+    /// What it means, in one sentence for people: the text of the responses, and of the reference.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::BadRequest => "the request is not valid HTTP",
+            Self::HeadTooLarge => "the head of the request is too large",
+            Self::UnknownDestination => "the destination is not known to the mesh",
+            Self::NoRoute => "no route of the destination matches the request",
+            Self::BadBackend => "the route names a backend that does not exist",
+            Self::NoEndpoints => "the service has no endpoints",
+            Self::NoHealthyEndpoint => "no endpoint of the service may be used now",
+            Self::UpstreamOverflow => "too many requests to the service are in flight",
+            Self::ConnectionOverflow => "too many connections to the service are open",
+            Self::BreakerOpen => "the circuit breaker of the service is open",
+            Self::UpstreamConnectRefused => "the endpoint cannot be reached",
+            Self::UpstreamConnectTimeout => "connecting to the endpoint took too long",
+            Self::UpstreamTlsFailed => "no secure connection to the endpoint was possible",
+            Self::UpstreamIdentityMismatch => "the endpoint did not prove the expected identity",
+            Self::UpstreamReset => "the endpoint closed the connection before it answered",
+            Self::UpstreamRefusedStream => "the endpoint refused the request",
+            Self::UpstreamResetBody => "the endpoint closed the connection in the middle of its answer",
+            Self::UpstreamProtocol => "the answer of the endpoint is not valid HTTP",
+            Self::TryTimeout => "the endpoint did not answer in time",
+            Self::RequestTimeout => "the request was not answered in time",
+            Self::DownstreamClosed => "the client closed the connection",
+            Self::DownstreamBody => "the body of the request ended early or came too slowly",
+            Self::PlaintextRefused => "mutual TLS is required here",
+            Self::Loop => "the request came back to the proxy that sent it",
+            Self::NotReady => "the proxy has no identity or configuration yet",
+            Self::Draining => "the proxy is shutting down",
+            Self::Overloaded => "the proxy has too many connections",
+            Self::Internal => "the proxy failed (please report it)",
+        }
+    }
+
     /// Envoy's short response flag, for the tools that know it; "-" where Envoy has none.
     pub const fn flag(self) -> &'static str {
         match self {

@@ -3,6 +3,8 @@
 //! Everything else in this crate asks here and never the standard library or the runtime directly, so that the
 //! whole sidecar can also run in a seeded simulation with virtual time. Nothing in here decides anything.
 
+#![allow(clippy::disallowed_methods, reason = "the seam itself: everybody else asks here")]
+
 use std::{
     future::Future,
     io,

@@ -3,7 +3,11 @@
 //! The first bytes tell mutual TLS of the mesh from everything else. What is not mutual TLS passes only where the port's
 //! mode allows it; the proof of that ([`Authorized`]) is what opens the way to the application.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, Response};
 use tokio::io::AsyncReadExt;
@@ -23,7 +27,7 @@ use crate::{
         serve::{self, Version},
         upgrade,
     },
-    relay::{self, Counts, RelayLimits},
+    relay::{Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline, limits::LimitPolicy},
     telemetry::{self, ConnectionRecord, Direction, LabelId, LabelSet, ListenerKind, RequestRecord, Security},
@@ -56,7 +60,9 @@ struct Entry {
     protocol: Protocol,
     /// `None`: plaintext.
     peer: Option<Peer>,
+    /// Known from the identity; better known once the peer has introduced itself.
     source: LabelId,
+    introduced: OnceLock<LabelId>,
     remote: SocketAddr,
     /// The peer as the application is told of it.
     caller: Option<HeaderValue>,
@@ -105,7 +111,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
         let caller = peer.as_ref().and_then(|peer| headers::client_cert(peer, configs.identity()));
         let backend = residents.applications.at(&authorized, application, limits, LabelId::OWN);
         let route = RouteBackend { backend, breaker: None, fallback: None };
-        Entry { application, protocol, peer, source, remote: accepted.peer, caller, route }
+        Entry { application, protocol, peer, source, introduced: OnceLock::new(), remote: accepted.peer, caller, route }
     };
     let mut io = Rewound::new(accepted.io);
     if mode == PeerMode::Disable {
@@ -115,10 +121,10 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     }
     // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server.
     let detected = match mode {
-        PeerMode::Strict => Some(within(residents.settings.timeouts.first_byte, io.detect()).await?),
+        PeerMode::Strict => Some(io.detect_within(residents.settings.timeouts.first_byte).await?),
         PeerMode::Permissive | PeerMode::Disable => tokio::select! {
             biased;
-            detected = io.detect() => Some(detected.map_err(closed)?),
+            detected = io.detect_client() => Some(detected?),
             () = host::sleep(SERVER_FIRST) => None,
         },
     };
@@ -183,9 +189,9 @@ async fn carry<S: Stream + 'static>(
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
             let detected = match detected {
                 Some(detected) => detected,
-                None => within(timeouts.first_byte, io.detect()).await?,
+                None => io.detect_within(timeouts.first_byte).await?,
             };
-            match version(&detected) {
+            match Version::of(&detected) {
                 Some(version) => serve_http(io, version, entry, worker).await,
                 // The application's own TLS, or something undeclared: the application will know.
                 None => forward_opaque(io, None, &entry, &worker).await,
@@ -193,7 +199,7 @@ async fn carry<S: Stream + 'static>(
         }
         Protocol::Detect => {
             if let Some(detected) = detected {
-                return match version(&detected) {
+                return match Version::of(&detected) {
                     Some(version) => serve_http(io, version, entry, worker).await,
                     None => forward_opaque(io, None, &entry, &worker).await,
                 };
@@ -202,14 +208,14 @@ async fn carry<S: Stream + 'static>(
             let mut first = bytes::BytesMut::with_capacity(1024);
             let detected = tokio::select! {
                 biased;
-                detected = io.detect() => Some(detected.map_err(closed)?),
+                detected = io.detect_client() => Some(detected?),
                 read = opened.io.read_buf(&mut first) => {
                     read.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
                     None
                 }
                 () = host::sleep(timeouts.detect) => None,
             };
-            match detected.as_ref().and_then(version) {
+            match detected.as_ref().and_then(Version::of) {
                 Some(version) => {
                     drop(opened);
                     serve_http(io, version, entry, worker).await
@@ -254,11 +260,7 @@ async fn forward_opaque<S: Stream>(
     let application = Rewound::with(opened.io, opened.first);
     let counts = Counts::default();
     settle::relayed(io, application, limits, &counts, &mut record).await.map_err(|error| {
-        let reason = match &error {
-            relay::RelayError::A(_) => Reason::DownstreamClosed,
-            relay::RelayError::B(_) => Reason::UpstreamReset,
-            relay::RelayError::Idle(_) => Reason::RequestTimeout,
-        };
+        let reason = error.reason();
         record.failure(reason);
         Failure::new(reason).because(error)
     })
@@ -314,8 +316,14 @@ async fn answer(
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
-    // The mark is a promise of one sidecar to another; from anybody else it is only a header, and goes.
+    // The marks are promises of one sidecar to another; from anybody else it is only a header, and goes.
     let carried = headers::take_orig_proto(request.headers_mut()).filter(|_| entry.peer.is_some());
+    if let (Some(introduction), Some(peer)) = (request.headers_mut().remove(headers::PEER), &entry.peer) {
+        record.source(*entry.introduced.get_or_init(|| {
+            let introduction = introduction.to_str().unwrap_or_default();
+            residents.telemetry.labels(LabelSet::introduced(peer.identity.as_str(), introduction))
+        }));
+    }
     normalize(&mut request, &residents.settings.limits)?;
     if let Some(version) = carried {
         *request.version_mut() = version;
@@ -359,23 +367,4 @@ impl Entry {
 /// Whether the client offers any of the mesh's own protocol names; the application's TLS never does.
 fn is_mesh(hello: &ClientHello) -> bool {
     Alpn::any_offered(&hello.alpn)
-}
-
-const fn version(detected: &Detected) -> Option<Version> {
-    match detected {
-        Detected::Http1 => Some(Version::Http1),
-        Detected::Http2 => Some(Version::Http2),
-        Detected::Tls(_) | Detected::Opaque => None,
-    }
-}
-
-fn closed(error: std::io::Error) -> Failure {
-    Failure::new(Reason::DownstreamClosed).because(error)
-}
-
-async fn within(limit: Duration, detect: impl Future<Output = std::io::Result<Detected>>) -> Result<Detected, Failure> {
-    match tokio::time::timeout(limit, detect).await {
-        Ok(detected) => detected.map_err(closed),
-        Err(_) => Err(Reason::DownstreamClosed.into()),
-    }
 }

@@ -2,6 +2,8 @@
 //!
 //! Modules stand in the order a connection meets them; after them, what lives as long as the process.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests bring their own sockets and clocks"))]
+
 // The two journeys: every branch of the data path.
 pub mod inbound; //    mesh -> application
 pub mod outbound; //   application -> mesh

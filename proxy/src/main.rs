@@ -29,7 +29,7 @@ enum Command {
     /// Run a sidecar that joins a control plane.
     Run(Box<RunArguments>),
     /// Redirect this machine's or container's traffic to the proxy, or stop that.
-    Intercept(intercept::InterceptArgs),
+    Intercept(Box<intercept::InterceptArgs>),
 }
 
 #[derive(Args)]
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Command::Run(arguments) => run(&arguments),
-        Command::Intercept(args) => intercept::run(args),
+        Command::Intercept(args) => intercept::run(*args),
     }
 }
 
@@ -67,6 +67,15 @@ fn run(arguments: &RunArguments) -> ExitCode {
         Ok(settings) => settings,
         Err(problem) => return usage(&problem),
     };
+    if arguments.sidecar.print_settings {
+        return match serde_json::to_string_pretty(&settings) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => usage(&error),
+        };
+    }
     if let Err(problem) = arguments.sidecar.check_joined(&settings) {
         return usage(&problem);
     }

@@ -25,7 +25,7 @@ use crate::{
         serve::{self, Version},
         upgrade,
     },
-    relay::{self, Counts, RelayLimits},
+    relay::{Counts, RelayLimits},
     residents::Worker,
     resilience::{call::call, deadline::Deadline},
     telemetry::{self, ConnectionRecord, Direction, ListenerKind, RequestRecord},
@@ -97,8 +97,8 @@ async fn carry<S: Stream + 'static>(
 ) -> Result<(), Failure> {
     let timeouts = &worker.residents.settings.timeouts;
     if matches!(scope, Scope::Proxy) {
-        let detected = first_bytes(&mut io, timeouts.first_byte).await?;
-        return match version(&detected) {
+        let detected = io.detect_within(timeouts.first_byte).await?;
+        return match Version::of(&detected) {
             Some(version) => serve_http(io, version, scope, peer, worker).await,
             None => Err(Reason::BadRequest.into()),
         };
@@ -107,16 +107,16 @@ async fn carry<S: Stream + 'static>(
     match toward.protocol() {
         Protocol::Tcp | Protocol::Tls => forward_opaque(io, &toward, None, peer, &worker).await,
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
-            let detected = first_bytes(&mut io, timeouts.first_byte).await?;
-            match version(&detected) {
+            let detected = io.detect_within(timeouts.first_byte).await?;
+            match Version::of(&detected) {
                 Some(version) => serve_http(io, version, scope, peer, worker).await,
                 None => Err(Reason::BadRequest.into()),
             }
         }
         Protocol::Detect => match detect(&mut io, &toward, &worker).await? {
-            (Some(detected), _) if version(&detected).is_some() => {
+            (Some(detected), _) if Version::of(&detected).is_some() => {
                 worker.telemetry.protocol_detected(Direction::Outbound, telemetry_word(&detected));
-                let version = version(&detected).unwrap_or(Version::Http1);
+                let version = Version::of(&detected).unwrap_or(Version::Http1);
                 serve_http(io, version, scope, peer, worker).await
             }
             (_, opened) => {
@@ -134,24 +134,23 @@ async fn detect<S: Stream>(
     toward: &Toward,
     worker: &Worker,
 ) -> Result<(Option<Detected>, Option<opaque::Opened>), Failure> {
-    let closed = |error| Failure::new(Reason::DownstreamClosed).because(error);
     tokio::select! {
         biased;
-        detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
+        detected = io.detect_client() => return Ok((Some(detected?), None)),
         () = host::sleep(SERVER_FIRST) => {}
     }
     let mut opened = tokio::select! {
         biased;
-        detected = io.detect() => return Ok((Some(detected.map_err(closed)?), None)),
+        detected = io.detect_client() => return Ok((Some(detected?), None)),
         opened = opaque::open(toward, worker.carrier(Direction::Outbound)) => opened?,
     };
     let limit = worker.residents.settings.timeouts.detect;
     let mut first = bytes::BytesMut::with_capacity(1024);
     tokio::select! {
         biased;
-        detected = io.detect() => {
-            let detected = detected.map_err(closed)?;
-            let keep = version(&detected).is_none();
+        detected = io.detect_client() => {
+            let detected = detected?;
+            let keep = Version::of(&detected).is_none();
             Ok((Some(detected), keep.then_some(opened)))
         }
         read = opened.io.read_buf(&mut first) => {
@@ -160,22 +159,6 @@ async fn detect<S: Stream>(
             Ok((None, Some(opened)))
         }
         () = host::sleep(limit) => Ok((None, Some(opened))),
-    }
-}
-
-async fn first_bytes<S: Stream>(io: &mut Rewound<S>, limit: Duration) -> Result<Detected, Failure> {
-    match tokio::time::timeout(limit, io.detect()).await {
-        Ok(Ok(detected)) => Ok(detected),
-        Ok(Err(error)) => Err(Failure::new(Reason::DownstreamClosed).because(error)),
-        Err(_) => Err(Reason::DownstreamClosed.into()),
-    }
-}
-
-const fn version(detected: &Detected) -> Option<Version> {
-    match detected {
-        Detected::Http1 => Some(Version::Http1),
-        Detected::Http2 => Some(Version::Http2),
-        Detected::Tls(_) | Detected::Opaque => None,
     }
 }
 
@@ -224,11 +207,7 @@ async fn forward_opaque<S: Stream>(
     match relayed {
         Ok(()) => Ok(()),
         Err(error) => {
-            let reason = match &error {
-                relay::RelayError::A(_) => Reason::DownstreamClosed,
-                relay::RelayError::B(_) => Reason::UpstreamReset,
-                relay::RelayError::Idle(_) => Reason::RequestTimeout,
-            };
+            let reason = error.reason();
             record.failure(reason);
             Err(Failure::new(reason).because(error))
         }
@@ -290,13 +269,15 @@ async fn answer(
     let residents = &worker.residents;
     let wanted = upgrade::wants_upgrade(&request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
-    // Only sidecars use this mark; from an application it would be forged.
+    // Only sidecars use these; from an application they would be forged.
     headers::take_orig_proto(request.headers_mut());
+    request.headers_mut().remove(headers::PEER);
     normalize(&mut request, &residents.settings.limits)?;
     headers::request_id(request.headers_mut());
     let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
     let toward = find(worker, scope, Some(&authority)).await?;
     record.destination(toward.labels());
+    record.describe(|log| log.connection.service_port = toward.service_port());
 
     let (parts, body) = request.into_parts();
     let chosen = match rule::choose(&toward, &parts)? {

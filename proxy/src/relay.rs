@@ -16,6 +16,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use crate::failure::Reason;
 use crate::host::{self, Stream};
 
 /// What bounds a relay.
@@ -47,6 +48,17 @@ pub enum RelayError {
     B(#[source] io::Error),
     #[error("no byte in either direction for {0:?}")]
     Idle(Duration),
+}
+
+impl RelayError {
+    /// Whose end it was, where `a` is downstream.
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::A(_) => Reason::DownstreamClosed,
+            Self::B(_) => Reason::UpstreamReset,
+            Self::Idle(_) => Reason::RequestTimeout,
+        }
+    }
 }
 
 /// Carries bytes until both directions have ended. Dropping the future closes both streams at once.

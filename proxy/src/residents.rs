@@ -5,6 +5,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
+use http::HeaderValue;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     identity::Identity,
     resilience::retry::{Conditions, RetryPolicy},
     settings::Settings,
-    telemetry::{Direction, LabelId, Telemetry, WorkerTelemetry},
+    telemetry::{Direction, LabelId, LabelSet, Telemetry, WorkerTelemetry},
     upstream::{Carrier, Dialer, Mesh, Upstreams, local::Applications, passthrough::Outside},
 };
 
@@ -79,6 +80,8 @@ impl Residents {
             identity: Arc::clone(&parts.identity),
             timeouts: settings.timeouts.clone(),
             limits: settings.limits.clone(),
+            introduction: HeaderValue::try_from(LabelSet::node(&settings.node).introduction())
+                .unwrap_or(HeaderValue::from_static("")),
             mark: settings.listeners.transparent.as_ref().and_then(|transparent| transparent.mark),
         };
         Self {

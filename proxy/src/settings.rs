@@ -21,11 +21,11 @@ pub struct Settings {
     /// How worker threads share the work. Default: thread per core.
     #[serde(default)]
     pub runtime: RuntimeKind,
-    /// Worker threads; `None`: the CPU limit of the cgroup, or the number of CPUs.
+    /// Worker threads; none: the CPU limit of the cgroup, or the number of CPUs.
     pub workers: Option<usize>,
-    /// Where the identity is kept over a restart: a folder in a memory filesystem; `None`: nowhere.
+    /// Where the identity is kept over a restart: a folder in a memory filesystem; none: nowhere.
     pub identity_dir: Option<PathBuf>,
-    /// Where the last good configuration is kept; `None`: nowhere.
+    /// Where the last good configuration is kept; none: nowhere.
     pub state_dir: Option<PathBuf>,
 }
 
@@ -43,11 +43,15 @@ pub enum RuntimeKind {
 /// Who this sidecar says it is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeSettings {
+    /// Namespace of the workload.
     pub namespace: String,
     /// Name of this instance, unique in its namespace.
     pub workload: String,
+    /// Last part of the identity.
     pub service_account: String,
+    /// First part of the identity.
     pub trust_domain: String,
+    /// What selectors of services see.
     pub labels: std::collections::BTreeMap<String, String>,
     /// "region/zone/subzone"; empty: unknown.
     pub locality: String,
@@ -75,12 +79,14 @@ pub struct Listeners {
 /// One port of the application.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InboundListener {
+    /// Where the mesh connects to.
     pub listen: SocketAddr,
+    /// Where the application listens.
     pub application: SocketAddr,
-    /// What a Service's targetPort calls it: number and, if any, name. Default: the application's port.
-    /// In a file, zero or absent means the application's port.
+    /// What a Service's targetPort calls it. Zero or absent: the application's port.
     #[serde(default)]
     pub target_port: u16,
+    /// The same as a name; empty: the port has none.
     #[serde(default)]
     pub port_name: String,
 }
@@ -88,9 +94,11 @@ pub struct InboundListener {
 /// A port that leads to one service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LocalListener {
+    /// Where the application connects to.
     pub listen: SocketAddr,
     /// "service.namespace", or any other name of it.
     pub host: String,
+    /// Port of the service.
     pub port: u16,
 }
 
@@ -98,15 +106,15 @@ pub struct LocalListener {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TransparentListeners {
-    /// Default [::]:15001.
+    /// Where redirect rules send what leaves. Default [::]:15001, IPv4 as well.
     pub outbound: Vec<SocketAddr>,
-    /// Default [::]:15006.
+    /// Where redirect rules send what arrives. Default [::]:15006, IPv4 as well.
     pub inbound: Vec<SocketAddr>,
     /// Address peers reach this workload under.
     pub address: Option<std::net::IpAddr>,
     /// Ports of the application to register: number and name.
     pub ports: Vec<(u16, String)>,
-    /// `SO_MARK` on our own connections; `None`: rely on the user id alone.
+    /// `SO_MARK` on our own connections; none: rely on the user id alone.
     pub mark: Option<u32>,
 }
 
@@ -131,11 +139,12 @@ pub struct ControlPlane {
     /// Join token, or a file that holds one.
     #[serde(skip)]
     pub token: Option<String>,
-    /// PEM of the root to trust; `None`: the pin inside the token.
+    /// PEM of the root to trust; none: the pin inside the token.
     pub root_file: Option<PathBuf>,
 }
 
-/// Every size and count that the outside can drive. All are enforced; none is zero-means-unlimited unless it says so.
+/// Every size and count that the outside can drive. None is zero-means-unlimited unless it says so. Those that nothing
+/// enforces yet are listed in `tests/references.rs` and marked in the reference.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of an HTTP/1 head. Default 64 KiB.
@@ -162,6 +171,9 @@ pub struct Limits {
     pub http2_connection_window_bytes: u32,
     /// Streams reset by the peer before we looked at them. Default 20.
     pub http2_pending_resets: usize,
+    /// HTTP/2 control frames (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) without a request before the connection is
+    /// closed; carried bytes and time earn new ones. Default 1000.
+    pub http2_control_frames: u32,
     /// Streams reset by us for the peer's errors. Default 100.
     pub http2_local_resets: usize,
     /// Bytes buffered for one connection and direction. Default 256 KiB.
@@ -198,6 +210,7 @@ impl Default for Limits {
             http2_stream_window_bytes: 1 << 20,
             http2_connection_window_bytes: 16 << 20,
             http2_pending_resets: 20,
+            http2_control_frames: 1_000,
             http2_local_resets: 100,
             connection_buffer_bytes: 256 * 1024,
             replay_bytes: 64 * 1024,
@@ -232,7 +245,7 @@ pub struct Timeouts {
     /// A body must make progress at `body_min_bytes_per_second` after this grace. Default 10 s.
     #[serde(with = "seconds")]
     pub body_grace: Duration,
-    /// Default 500.
+    /// Slowest body that counts as progress. Default 500.
     pub body_min_bytes_per_second: u64,
     /// Pooled HTTP/1 connection to an application or endpoint; below common server keep-alives. Default 3 s.
     #[serde(with = "seconds")]
@@ -243,9 +256,10 @@ pub struct Timeouts {
     /// Greatest age of a pooled connection, plus or minus 10 %. Default 1 h.
     #[serde(with = "seconds")]
     pub connection_age: Duration,
-    /// HTTP/2 ping on idle mesh connections, and the wait for its answer. Default 10 s and 5 s.
+    /// HTTP/2 ping on mesh connections that are silent. Default 10 s.
     #[serde(with = "seconds")]
     pub ping_interval: Duration,
+    /// Wait for the answer to a ping before the connection is given up. Default 5 s.
     #[serde(with = "seconds")]
     pub ping_timeout: Duration,
     /// Unacknowledged data, or a receive window kept shut, before TCP gives up. Default 30 s.
@@ -292,6 +306,7 @@ impl Default for Timeouts {
 /// Where what happened is written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TelemetrySettings {
+    /// One line per request or connection, on standard output: off, text (Istio's format) or json.
     pub access_log: AccessLog,
     /// Series kept per metric before further label sets are counted as "other". Default 10000.
     pub series: usize,

@@ -166,7 +166,6 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
         stops: Stops::default(),
     });
     sidecar.serve_operators(log)?;
-    host::spawn(watch_application::run(Arc::clone(&sidecar)));
     let first = Arc::new(Notify::new());
     let publish = {
         let (residents, first) = (Arc::clone(&residents), Arc::clone(&first));
@@ -214,6 +213,8 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     let running = Workers::start(workers, settings.runtime, &residents, &openings, &limit, &sidecar.stops)
         .map_err(RunError::Workers)?;
     sidecar.ready.store(true, Ordering::Release);
+    // Only now: before it listens, nobody may be sent to it, however ready the application is.
+    host::spawn(watch_application::run(Arc::clone(&sidecar)));
     for opening in &openings {
         info!(address = %opening.address, entrance = ?opening.entrance, "listening");
     }
@@ -279,7 +280,7 @@ impl Sidecar {
         info!("draining inbound");
         self.stops.inbound.cancel();
         self.inbound_drain.fire();
-        let grace = tokio::time::sleep(settings.drain.grace);
+        let grace = host::sleep(settings.drain.grace);
         tokio::pin!(grace);
         let finished = async {
             while workers.open().0 > 0 {
@@ -406,8 +407,8 @@ fn registration(settings: &Settings) -> Registration {
             None => bytes::Bytes::new(),
         },
         ports,
-        // Until the application has answered, nobody is sent to it; a caller without ports is always ready.
-        ready: listeners.inbound.is_empty() && listeners.transparent.is_none(),
+        // Until we listen and the application has answered, nobody is sent to it.
+        ready: false,
         draining: false,
     }
 }

@@ -3,14 +3,22 @@
 //! Used by the reader of every kind: a field that was never asked for is unknown and reported with the nearest name that was.
 //! So a reader that forgets a field cannot ignore it silently. Problems collect in one `Report` per object.
 
-use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::{
     Location, ObjectKey, Problem,
     node::{Node, Value},
     values,
 };
-use crate::validate::codes::{self, Code};
+use crate::validate::{
+    Severity,
+    codes::{self, Code},
+};
 
 /// Longest piece of a source line that a problem quotes, in characters.
 const SNIPPET_LIMIT: usize = 120;
@@ -24,11 +32,54 @@ pub(crate) struct Report<'a> {
     pub(crate) fallback: Location,
     pub(crate) object: Option<ObjectKey>,
     problems: RefCell<Vec<Problem>>,
+    /// What the readers asked for, for the reference of fields; `None`: nobody wants to know.
+    asked: Option<RefCell<BTreeMap<String, BTreeSet<FieldUse>>>>,
+}
+
+/// What a reader does with a field it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FieldUse {
+    /// Understood and carried out.
+    Read,
+    /// Changes nothing in the mesh, so nothing is said.
+    WithoutEffect,
+    /// Reported with a warning, then left out.
+    NotSupported,
+    /// Reported as an error; the object is refused.
+    Refused,
 }
 
 impl<'a> Report<'a> {
     pub(crate) fn new(file: Arc<str>, lines: Option<&'a [&'a str]>, fallback: Location) -> Self {
-        Self { file, lines, fallback, object: None, problems: RefCell::new(Vec::new()) }
+        Self { file, lines, fallback, object: None, problems: RefCell::new(Vec::new()), asked: None }
+    }
+
+    /// Remembers from now on what the readers ask for.
+    pub(crate) fn remember_asked(&mut self) {
+        self.asked = Some(RefCell::default());
+    }
+
+    /// What was asked for since [`Report::remember_asked`], by path; numbers and keys of entries are left out of paths.
+    pub(crate) fn asked(&self) -> BTreeMap<String, BTreeSet<FieldUse>> {
+        self.asked.as_ref().map(|asked| asked.borrow().clone()).unwrap_or_default()
+    }
+
+    fn ask(&self, path: &str, usage: FieldUse) {
+        let Some(asked) = &self.asked else { return };
+        let mut plain = String::with_capacity(path.len());
+        let mut inside = false;
+        for c in path.chars() {
+            match c {
+                '[' => inside = true,
+                ']' => {
+                    inside = false;
+                    plain.push_str("[]");
+                }
+                _ if !inside => plain.push(c),
+                _ => {}
+            }
+        }
+        asked.borrow_mut().entry(plain).or_default().insert(usage);
     }
 
     pub(crate) fn add(&self, line: u32, column: u32, mut problem: Problem) {
@@ -283,7 +334,14 @@ impl<'a> Fields<'a> {
 
     /// The field, unless it is absent or null.
     pub(crate) fn get(&mut self, name: &'static str) -> Option<Field<'a>> {
+        self.get_for(name, FieldUse::Read)
+    }
+
+    fn get_for(&mut self, name: &'static str, usage: FieldUse) -> Option<Field<'a>> {
         self.known.push(name);
+        if self.field.report.asked.is_some() {
+            self.field.report.ask(&self.path_of(name), usage);
+        }
         let Value::Map(fields) = &self.field.node.value else { return None };
         let found = fields.iter().find(|(key, _)| {
             key.text == name || (self.proto_json && key.text.contains('_') && values::camel(&key.text) == name)
@@ -342,7 +400,9 @@ impl<'a> Fields<'a> {
 
     /// Fields that exist and change nothing in the mesh.
     pub(crate) fn without_effect(&mut self, names: &[&'static str]) {
-        self.known.extend_from_slice(names);
+        for name in names {
+            self.get_for(name, FieldUse::WithoutEffect);
+        }
     }
 
     /// Fields that exist but do nothing yet: a warning for each that is set.
@@ -356,8 +416,9 @@ impl<'a> Fields<'a> {
     }
 
     fn refuse(&mut self, code: &'static Code, names: &[&'static str], effect: &str) {
+        let usage = if code.severity == Severity::Error { FieldUse::Refused } else { FieldUse::NotSupported };
         for name in names {
-            if let Some(field) = self.get(name) {
+            if let Some(field) = self.get_for(name, usage) {
                 let last = field.path.rsplit('.').next().unwrap_or_default();
                 field.say(
                     Problem::new(code, format!("{last} is not supported yet"))

@@ -12,12 +12,16 @@ mod kinds;
 mod node;
 pub(crate) mod values;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-pub use fields::Place;
 use fields::{Field, Fields, Report};
+pub use fields::{FieldUse, Place};
 use kinds::{Found, KindEntry, Support};
 use node::{Node, Value};
 
@@ -179,6 +183,46 @@ pub fn from_json(value: &serde_json::Value, location: Location) -> Result<Object
 pub fn check_json(value: &serde_json::Value, location: Location) -> (Option<Object>, Vec<Problem>) {
     let node = Node::from_json(value);
     read_object(&node, location.file.clone(), None, location, "default")
+}
+
+/// What the readers of the kinds in a text do with the fields they know: by kind, then by path
+/// (`spec.rules[].matches[].path.value`). Fields inside an object are known only where the text has that object, so the
+/// reference is made from documents that set everything.
+pub fn field_uses(text: &str) -> BTreeMap<String, BTreeMap<String, BTreeSet<FieldUse>>> {
+    let mut uses: BTreeMap<String, BTreeMap<String, BTreeSet<FieldUse>>> = BTreeMap::new();
+    let file: Arc<str> = "".into();
+    for document in node::read(text).into_iter().flatten() {
+        let mut report = Report::new(file.clone(), None, Location { file: file.clone(), line: 0, column: 0 });
+        report.remember_asked();
+        if let Some(start) = read_start(&document, &report, "default") {
+            let kind = start.entry.kind.to_owned();
+            read_rest(&document, &report, start, report.fallback.clone());
+            let of_kind = uses.entry(kind).or_default();
+            for (path, found) in report.asked() {
+                of_kind.entry(path).or_default().extend(found);
+            }
+        }
+    }
+    uses
+}
+
+/// Every kind that is known, as a table in Markdown: in which versions, and what becomes of it.
+pub fn kinds_reference() -> String {
+    let mut text = String::from("| kind | apiVersion | what becomes of it |\n|---|---|---|\n");
+    for entry in kinds::KINDS {
+        let versions: Vec<String> = match entry.versions {
+            [] => vec![format!("{}/*", entry.group)],
+            versions if entry.group.is_empty() => versions.iter().map(ToString::to_string).collect(),
+            versions => versions.iter().map(|version| format!("{}/{version}", entry.group)).collect(),
+        };
+        let outcome = match entry.support {
+            Support::Read(_) => "understood".to_owned(),
+            Support::Inert => "stored; has no effect of its own".to_owned(),
+            Support::No(code, effect) => format!("{}, {} ({effect})", code.code, code.severity),
+        };
+        text.push_str(&format!("| {} | `{}` | {outcome} |\n", entry.kind, versions.join("`, `")));
+    }
+    text
 }
 
 /// The canonical kind for what a user typed: any case, plural, or the usual short name (`svc`, `httproutes`, `dr`).

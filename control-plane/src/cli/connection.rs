@@ -149,6 +149,8 @@ impl ConnectionArgs {
             Ok(Err(error)) => return Err(unreachable(&plain_io(&error))),
             Err(_) => return Err(unreachable(&format_args!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))),
         };
+        // Head and body of a call are two writes: held back for the acknowledgement of the first, each call takes 40 ms more.
+        let _ = stream.set_nodelay(true);
         let folder = self.folder();
         let token_path = self.token_file.clone().unwrap_or_else(|| folder.join(TOKEN_FILE));
         let ca_path = self.ca_file.clone().unwrap_or_else(|| folder.join(CA_FILE));

@@ -1,11 +1,11 @@
-//! Network namespaces for `--transparent`: one for each workload, joined by a bridge.
+//! Network namespaces for `--transparent`: one for each host, joined by a bridge.
 //!
-//! Names begin with a prefix of this run, so that runs side by side do not meet and [`remove_all`] (also called by
+//! The end-to-end tests of transparent mode stand on the same ground. Names begin with a prefix of this run, so that runs side by side do not meet and [`remove_all`] (also called by
 //! `guardian`) finds everything. Uses the `ip` command; needs root. Redirect rules are not made here.
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -13,11 +13,11 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use rustix::process::Signal;
 
-use super::{guardian, topology::WORKLOADS};
+use super::guardian;
 
 /// Where `ip netns exec` looks for files that replace those of /etc.
 const ETC_NETNS: &str = "/etc/netns";
-/// First address of a workload within the subnet; the bridge has 1.
+/// First address of a host within the subnet; the bridge has 1.
 const FIRST_HOST: u8 = 10;
 
 /// The namespaces of one run.
@@ -26,6 +26,15 @@ pub struct Network {
     prefix: String,
     /// First three bytes of the /24 between the namespaces.
     subnet: [u8; 3],
+}
+
+/// Removes namespaces, links and files when dropped.
+pub struct NetworkHold(pub Network);
+
+impl Drop for NetworkHold {
+    fn drop(&mut self) {
+        remove_all(self.0.prefix());
+    }
 }
 
 impl Network {
@@ -64,29 +73,36 @@ impl Network {
         self.host(1)
     }
 
-    /// Address of the workload with this index in [`WORKLOADS`].
+    /// Address of the host with this index.
     pub fn address(&self, index: usize) -> Ipv4Addr {
-        self.host(FIRST_HOST + u8::try_from(index).expect("a handful of workloads"))
+        self.host(FIRST_HOST + u8::try_from(index).expect("a handful of hosts"))
     }
 
-    /// Name of a workload's namespace.
-    pub fn namespace(&self, workload: &str) -> String {
-        format!("{}-{workload}", self.prefix)
+    /// Its other address, where the kernel has IPv6: a unique local one (RFC 4193) that ends like the first.
+    pub fn address_v6(&self, index: usize) -> Ipv6Addr {
+        let [a, b, c, last] = self.address(index).octets().map(u16::from);
+        Ipv6Addr::new(0xfd00 | a, b, c, 0, 0, 0, 0, last)
     }
 
-    /// Words that run what follows in a workload's namespace.
-    pub fn enter(&self, workload: &str) -> Vec<String> {
-        vec!["ip".to_owned(), "netns".to_owned(), "exec".to_owned(), self.namespace(workload)]
+    /// Name of a host's namespace.
+    pub fn namespace(&self, host: &str) -> String {
+        format!("{}-{host}", self.prefix)
     }
 
-    /// Makes namespaces, links and name-server files. On an error the caller removes what is there.
-    pub fn create(&self) -> anyhow::Result<()> {
+    /// Words that run what follows in a host's namespace.
+    pub fn enter(&self, host: &str) -> Vec<String> {
+        vec!["ip".to_owned(), "netns".to_owned(), "exec".to_owned(), self.namespace(host)]
+    }
+
+    /// Makes namespaces, links and name-server files for `hosts`, each with the mesh namespace in which its names are
+    /// looked up first. On an error the caller removes what is there.
+    pub fn create(&self, hosts: &[(&str, &str)]) -> anyhow::Result<()> {
         let bridge = format!("{}br", self.prefix);
         ip(&["link", "add", &bridge, "type", "bridge"])?;
         ip(&["addr", "add", &format!("{}/24", self.gateway()), "dev", &bridge])?;
         ip(&["link", "set", &bridge, "up"])?;
-        for (index, workload) in WORKLOADS.iter().enumerate() {
-            let namespace = self.namespace(workload.name);
+        for (index, (host, mesh_namespace)) in hosts.iter().enumerate() {
+            let namespace = self.namespace(host);
             let link = format!("{}v{index}", self.prefix);
             let inside = |args: &[&str]| ip(&[&["-n", namespace.as_str()], args].concat());
             ip(&["netns", "add", &namespace])?;
@@ -94,24 +110,37 @@ impl Network {
             ip(&["link", "set", &link, "master", &bridge, "up"])?;
             inside(&["link", "set", "lo", "up"])?;
             inside(&["addr", "add", &format!("{}/24", self.address(index)), "dev", "eth0"])?;
+            if has_ipv6() {
+                // nodad: usable at once, without the second in which the kernel looks for somebody who has it already.
+                inside(&["addr", "add", &format!("{}/64", self.address_v6(index)), "dev", "eth0", "nodad"])?;
+            }
             inside(&["link", "set", "eth0", "up"])?;
             inside(&["route", "add", "default", "via", &self.gateway().to_string()])?;
-            self.write_resolver(&namespace)?;
+            self.write_resolver(&namespace, mesh_namespace)?;
         }
         Ok(())
     }
 
+    /// The name server that hosts are told.
+    pub fn resolver(&self) -> Ipv4Addr {
+        self.host(2)
+    }
+
     /// Names are asked of an address that nobody has: only the sidecar, through the redirect rules, can answer.
-    fn write_resolver(&self, namespace: &str) -> anyhow::Result<()> {
+    fn write_resolver(&self, namespace: &str, mesh_namespace: &str) -> anyhow::Result<()> {
         let folder = Path::new(ETC_NETNS).join(namespace);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let text = format!(
-            "search {0}.svc.cluster.local svc.cluster.local cluster.local\nnameserver {1}\noptions ndots:5 timeout:2\n",
-            super::topology::NAMESPACE,
-            self.host(2)
+            "search {mesh_namespace}.svc.cluster.local svc.cluster.local cluster.local\nnameserver {}\noptions ndots:5 timeout:2\n",
+            self.resolver()
         );
         fs::write(folder.join("resolv.conf"), text).with_context(|| format!("cannot write into {}", folder.display()))
     }
+}
+
+/// Whether hosts get an IPv6 address beside the other one.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
 }
 
 /// Says what is missing for `--transparent`, before anything is made.
@@ -194,6 +223,7 @@ mod tests {
         let network = Network::planned("og12345", [10, 200, 1]);
         assert!(format!("{}br", network.prefix()).len() <= 15);
         assert_eq!(network.address(4), Ipv4Addr::new(10, 200, 1, 14));
+        assert_eq!(network.address_v6(4), "fd0a:c8:1::e".parse::<Ipv6Addr>().expect("an address"));
         assert_eq!(network.enter("visitors"), ["ip", "netns", "exec", "og12345-visitors"]);
     }
 }

@@ -196,6 +196,11 @@ impl Processes {
         writeln!(pipe, "{order}").and_then(|()| pipe.flush())
     }
 
+    /// The process id of one that was started and not seen to end.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.running.iter().find(|one| one.name == name).map(|one| one.child.id())
+    }
+
     /// Ends one process with SIGKILL, as an outage would, and waits for it.
     pub fn kill(&mut self, name: &str) -> io::Result<()> {
         let index = self.running.iter().position(|one| one.name == name);
@@ -248,7 +253,8 @@ impl Processes {
         stubborn
     }
 
-    fn kill_all(&mut self) {
+    /// Ends all with SIGKILL.
+    pub fn kill_all(&mut self) {
         for one in &mut self.running {
             let _ = one.child.kill();
         }

@@ -23,10 +23,10 @@ use super::{
     documents::{self, Document},
     guardian::Guard,
     http_client::Client,
-    network::{self, Network},
+    network::{self, Network, NetworkHold},
     observe::Observer,
     processes::{Death, Folder, Launch, Processes},
-    topology::{CONTROL_PLANE, Mode, Placed, Plan, SIDECAR_USER, application_name},
+    topology::{CONTROL_PLANE, Mode, NAMESPACE, Placed, Plan, SIDECAR_USER, WORKLOADS, application_name},
     traffic::{Recorder, Traffic},
 };
 
@@ -39,15 +39,6 @@ const INTERCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between SIGTERM and SIGKILL at the end.
 const STOP_GRACE: Duration = Duration::from_secs(6);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// Removes namespaces when dropped.
-struct NetworkHold(Network);
-
-impl Drop for NetworkHold {
-    fn drop(&mut self) {
-        network::remove_all(self.0.prefix());
-    }
-}
 
 /// Copies this program to where a sidecar with another user id may start it; a home folder is often closed to others.
 fn reachable_copy(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
@@ -93,7 +84,7 @@ impl Stage {
             let network = Network::plan()?;
             guard.network(network.prefix());
             let hold = NetworkHold(network.clone());
-            network.create()?;
+            network.create(&WORKLOADS.map(|workload| (workload.name, NAMESPACE)))?;
             program = reachable_copy(&program, folder.path())?;
             (Plan::transparent(network)?, Some(hold))
         } else {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use outrigger_proto::mesh::{Endpoint, EndpointPort, Health, PeerKind, PeerMode};
+use outrigger_proxy::telemetry::workload_name;
 
 use super::{Findings, Inputs, PeerModes, RegisteredWorkload, Service, origin, selects, service_key};
 use crate::{
@@ -324,14 +325,5 @@ impl Context<'_> {
                 workload: target.map_or_else(|| service.name.clone(), |(_, name)| name.clone()),
             });
         }
-    }
-}
-
-/// Name of a workload in telemetry: label `app` (with `version`), else `app.kubernetes.io/name`, else its own name.
-pub fn workload_name(labels: &BTreeMap<String, String>, own: &str) -> String {
-    match (labels.get("app"), labels.get("version")) {
-        (Some(app), Some(version)) => format!("{app}-{version}"),
-        (Some(app), None) => app.clone(),
-        _ => labels.get("app.kubernetes.io/name").cloned().unwrap_or_else(|| own.to_owned()),
     }
 }

@@ -21,7 +21,7 @@ use std::{
 use outrigger_proto::mesh::Origin;
 pub use outrigger_proto::mesh::PeerKind;
 
-pub use endpoints::workload_name;
+pub use outrigger_proxy::telemetry::workload_name;
 pub(crate) use peers::PeerModes;
 pub use services::{Port, Service};
 

@@ -7,8 +7,11 @@
 //! An endpoint whose price is not known well gets one request at a time until an answer says more:
 //! - one that never answered is free while idle and, with something under way, dearer than any that answered. A starting
 //!   value (say one second) would either starve new endpoints or, where others are slower, send everyone there;
-//! - one that has been idle grows cheaper with time, so that it is not shunned for ever for one slow answer; as soon as it
-//!   is tried, it costs what it used to, until the answer.
+//! - one that has been idle grows cheaper with time and is free after fifty times its latency (at least 1 s, at most 10 s), so
+//!   that it is not shunned for one slow answer; as soon as it is tried, it costs what it used to, until the answer, which
+//!   then counts alone. After a failure that takes 1 s, and twice as long after each further one, up to 10 s. Without that
+//!   limit one failure would keep an endpoint whose others answer in a millisecond out for more than a minute, since seven
+//!   e-foldings of ten seconds lie between.
 
 use std::{
     sync::{
@@ -22,6 +25,10 @@ use crate::host::{self, Instant};
 
 /// Time after which an answer counts for about a third (1/e) of what it did.
 const DECAY: Duration = Duration::from_secs(10);
+/// Idle time after which what is known decides no more, as a multiple of the latency, and its bounds.
+const PAST_AFTER_LATENCIES: u32 = 50;
+const PAST_AFTER_MIN: Duration = Duration::from_secs(1);
+const PAST_AFTER_MAX: Duration = Duration::from_secs(10);
 /// What a failure counts at least, in nanoseconds: one second. An endpoint that fails at once would otherwise look fast.
 const FAILURE_NANOS: u64 = 1_000_000_000;
 /// Cost of an endpoint that never answered and has requests waiting: dearer than any latency times load.
@@ -37,6 +44,8 @@ pub struct Load {
     waiting: AtomicU32,
     /// When `latency` was last told something, in nanoseconds after `origin`.
     told: AtomicU64,
+    /// Failures in a row, those of requests that were under way together counted once.
+    failures: AtomicU32,
     origin: Instant,
 }
 
@@ -59,8 +68,15 @@ impl Load {
             latency: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             told: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
             origin: now,
         }
+    }
+
+    /// Forgets what is known of the latency: the endpoint went away and came back, so the past says nothing.
+    pub fn forget(&self) {
+        self.latency.store(0, Ordering::Relaxed);
+        self.failures.store(0, Ordering::Relaxed);
     }
 
     pub fn start(self: &Arc<Self>) -> InFlight {
@@ -91,14 +107,20 @@ impl Load {
             // Long requests that were answered would have set the latency, so whatever is in flight is waiting.
             return if in_flight > 0 { UNKNOWN } else { 0.0 };
         }
-        let latency = latency as f64;
-        if is_waiting { latency } else { latency * self.weight_of_the_past(now) }
+        if is_waiting { latency as f64 } else { latency as f64 * self.weight_of_the_past(latency, now) }
     }
 
-    /// How much what is known still counts, from 1 down to 0.
-    fn weight_of_the_past(&self, now: Instant) -> f64 {
+    /// How much a known latency still counts, from 1 down to 0.
+    fn weight_of_the_past(&self, latency: u64, now: Instant) -> f64 {
         let told = Duration::from_nanos(self.told.load(Ordering::Relaxed));
         let age = now.saturating_duration_since(self.origin).saturating_sub(told);
+        let past_after = match self.failures.load(Ordering::Relaxed) {
+            0 => Duration::from_nanos(latency).saturating_mul(PAST_AFTER_LATENCIES),
+            failures => PAST_AFTER_MIN.saturating_mul(1 << (failures - 1).min(8)),
+        };
+        if age >= past_after.clamp(PAST_AFTER_MIN, PAST_AFTER_MAX) {
+            return 0.0;
+        }
         (-age.as_secs_f64() / DECAY.as_secs_f64()).exp()
     }
 
@@ -106,10 +128,10 @@ impl Load {
     fn tell(&self, nanos: u64, now: Instant) {
         // 0 means never answered.
         let nanos = nanos.max(1);
-        let past = self.weight_of_the_past(now);
         let next = |known: u64| {
+            let past = self.weight_of_the_past(known, now);
             let average = known as f64 * past + nanos as f64 * (1.0 - past);
-            if known == 0 || nanos >= known { nanos } else { (average as u64).max(nanos) }
+            if known == 0 || past == 0.0 || nanos >= known { nanos } else { (average as u64).max(nanos) }
         };
         // The closure always gives a value, so the update cannot fail.
         let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |known| Some(next(known)));
@@ -124,6 +146,7 @@ impl InFlight {
     pub fn answered(&mut self, took: Duration, now: Instant) {
         if self.stop_waiting() {
             self.load.tell(nanos(took), now);
+            self.load.failures.store(0, Ordering::Relaxed);
         }
     }
 
@@ -131,6 +154,11 @@ impl InFlight {
     pub fn failed(&mut self, now: Instant) {
         if self.stop_waiting() {
             let took = now.saturating_duration_since(self.started);
+            let told = self.load.origin + Duration::from_nanos(self.load.told.load(Ordering::Relaxed));
+            let failures = self.load.failures.load(Ordering::Relaxed);
+            if failures == 0 || self.started >= told {
+                self.load.failures.store(failures.saturating_add(1), Ordering::Relaxed);
+            }
             self.load.tell(nanos(took).max(FAILURE_NANOS), now);
         }
     }
@@ -298,6 +326,40 @@ mod tests {
         stream.answered(10 * SECOND, host::now());
         advance(100 * SECOND).await;
         assert!(slow.cost() < quick.cost() + 10e6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_that_is_over_is_forgotten_within_seconds() {
+        // An application that crashed and came back at its old address would get nothing for a minute, and the others all.
+        let quick = load();
+        let back = load();
+        for seconds in [1, 2, 4, 8, 10, 10] {
+            let together = (back.start(), back.start());
+            advance(MILLI).await;
+            let now = host::now();
+            [together.0, together.1].iter_mut().for_each(|request| request.failed(now));
+            advance(seconds * SECOND - 10 * MILLI).await;
+            answer_after(&quick, MILLI).await;
+            assert!(back.cost() > quick.cost(), "not at once: it may still be down ({seconds})");
+            advance(20 * MILLI).await;
+            assert!(back.cost() < quick.cost(), "tried again after {seconds} s");
+        }
+        answer_after(&back, MILLI).await;
+        assert_eq!(millis(&back), 1.0, "and its answer counts alone");
+        // A slow endpoint is asked once in ten seconds at most, so that one request in many is slow and not one of three.
+        let slow = load();
+        for _ in 0..3 {
+            answer_after(&slow, 200 * MILLI).await;
+            advance(9 * SECOND).await;
+            answer_after(&quick, MILLI).await;
+            assert!(slow.cost() > quick.cost());
+            advance(SECOND).await;
+            answer_after(&quick, MILLI).await;
+            assert!(slow.cost() < quick.cost());
+        }
+        back.start().failed(host::now());
+        back.forget();
+        assert_eq!(back.cost(), 0.0, "like a new one");
     }
 
     #[tokio::test(start_paused = true)]

@@ -445,7 +445,7 @@ async fn behaviours_6_and_7_nothing_ever_asks_for_everything() {
     stream.put(Kind::Service, "1", vec![service("stranger", false)], &[]).await;
     assert!(!proxy.has("stranger"));
     assert_eq!(proxy.status.report().held, 1);
-    assert_eq!(proxy.want("a").is_finished(), false);
+    assert!(!proxy.want("a").is_finished());
     let request = stream.next_of(Kind::Service).await;
     assert_eq!(request.resource_names_subscribe, [name("a")]);
 }

@@ -4,12 +4,15 @@
 //! it; `http_start` and `client_hello` judge the bytes. How long to wait, and what to do while waiting (a
 //! server that speaks first), is up to the journey: dropping [`Rewound::detect`] loses nothing.
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::BufMut;
 use tokio::io::AsyncReadExt;
 
-use crate::host::Stream;
+use crate::{
+    failure::{Failure, Reason},
+    host::{self, Stream},
+};
 
 pub mod client_hello;
 pub mod http_start;
@@ -44,6 +47,26 @@ pub fn judge(bytes: &[u8]) -> Option<Detected> {
 }
 
 impl<S: Stream> Rewound<S> {
+    /// [`Rewound::detect`] for a journey: the connection's own trouble means that the client is gone.
+    ///
+    /// # Errors
+    /// `DownstreamClosed`.
+    pub async fn detect_client(&mut self) -> Result<Detected, Failure> {
+        self.detect().await.map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
+    }
+
+    /// The same, for a client that must speak within `limit`.
+    ///
+    /// # Errors
+    /// `DownstreamClosed`, also when nothing decisive came in time.
+    pub async fn detect_within(&mut self, limit: Duration) -> Result<Detected, Failure> {
+        tokio::select! {
+            biased;
+            detected = self.detect_client() => detected,
+            () = host::sleep(limit) => Err(Reason::DownstreamClosed.into()),
+        }
+    }
+
     /// Reads ahead until the bytes are decisive, at most 16 KiB.
     ///
     /// Waits as long as the other side is silent; the caller bounds the time. Cancel-safe: bytes already read stay inside, and it may be

@@ -13,6 +13,8 @@ use crate::{host, identity::spiffe_id::SpiffeId, tls::Peer};
 
 /// Marks HTTP/1 carried as HTTP/2 between two sidecars; never leaves the mesh.
 pub const ORIG_PROTO: HeaderName = HeaderName::from_static("x-outrigger-orig-proto");
+/// What a sidecar says of the workload beside it, for the labels of the other's metrics; believed only over mutual TLS.
+pub const PEER: HeaderName = HeaderName::from_static("x-outrigger-peer");
 /// Envoy's count of tries, from 1.
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// Envoy's request id: one per request through the whole mesh.

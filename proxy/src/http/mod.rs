@@ -5,6 +5,7 @@
 //! gRPC's fields, and `reply` writes every response that does not come from an endpoint.
 
 pub mod body;
+pub mod frames;
 pub mod grpc;
 pub mod headers;
 pub mod normalize;

@@ -85,40 +85,6 @@ pub const fn grpc_status(reason: Reason) -> u32 {
     }
 }
 
-/// What a person reads.
-const fn sentence(reason: Reason) -> &'static str {
-    match reason {
-        Reason::BadRequest => "the request is not valid HTTP",
-        Reason::HeadTooLarge => "the head of the request is too large",
-        Reason::UnknownDestination => "the destination is not known to the mesh",
-        Reason::NoRoute => "no route of the destination matches the request",
-        Reason::BadBackend => "the route names a backend that does not exist",
-        Reason::NoEndpoints => "the service has no endpoints",
-        Reason::NoHealthyEndpoint => "no endpoint of the service may be used now",
-        Reason::UpstreamOverflow => "too many requests to the service are in flight",
-        Reason::ConnectionOverflow => "too many connections to the service are open",
-        Reason::BreakerOpen => "the circuit breaker of the service is open",
-        Reason::UpstreamConnectRefused => "the endpoint cannot be reached",
-        Reason::UpstreamConnectTimeout => "connecting to the endpoint took too long",
-        Reason::UpstreamTlsFailed => "no secure connection to the endpoint was possible",
-        Reason::UpstreamIdentityMismatch => "the endpoint did not prove the expected identity",
-        Reason::UpstreamReset => "the endpoint closed the connection before it answered",
-        Reason::UpstreamRefusedStream => "the endpoint refused the request",
-        Reason::UpstreamResetBody => "the endpoint closed the connection in the middle of its answer",
-        Reason::UpstreamProtocol => "the answer of the endpoint is not valid HTTP",
-        Reason::TryTimeout => "the endpoint did not answer in time",
-        Reason::RequestTimeout => "the request was not answered in time",
-        Reason::DownstreamClosed => "the client closed the connection",
-        Reason::DownstreamBody => "the body of the request ended early or came too slowly",
-        Reason::PlaintextRefused => "mutual TLS is required here",
-        Reason::Loop => "the request came back to the proxy that sent it",
-        Reason::NotReady => "the proxy has no identity or configuration yet",
-        Reason::Draining => "the proxy is shutting down",
-        Reason::Overloaded => "the proxy has too many connections",
-        Reason::Internal => "the proxy failed (please report it)",
-    }
-}
-
 /// Whether the connection should not be used again: what follows on it cannot be trusted, or it should go elsewhere.
 const fn closes(reason: Reason) -> bool {
     matches!(
@@ -139,7 +105,7 @@ pub fn reply(failure: &Failure, grpc: bool) -> Response<Body> {
     let violation = failure.source.as_ref().and_then(|source| source.downcast_ref::<Violation>());
     let sentence: &dyn std::fmt::Display = match violation {
         Some(violation) => violation,
-        None => &sentence(reason),
+        None => &reason.meaning(),
     };
     let text = format!("{word}: {sentence}");
     let mut response = if grpc {
@@ -230,7 +196,7 @@ mod tests {
             let overloaded = response.headers().contains_key(OVERLOADED);
             assert_eq!(overloaded, ["upstream_overflow", "connection_overflow"].contains(&word), "{word}");
             let text = String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
-            assert_eq!(text, format!("{word}: {}\n", sentence(reason)));
+            assert_eq!(text, format!("{word}: {}\n", reason.meaning()));
             assert!(!text.contains("secret"));
 
             let response = reply(&failure, true);
@@ -239,7 +205,7 @@ mod tests {
             assert_eq!(response.headers()["content-type"], "application/grpc");
             assert_eq!(response.headers()["grpc-status"], grpc.to_string(), "{word}");
             let message = response.headers()["grpc-message"].to_str().unwrap().to_owned();
-            assert_eq!(message, format!("{word}: {}", sentence(reason)));
+            assert_eq!(message, format!("{word}: {}", reason.meaning()));
             assert!(!message.contains('%') && message.is_ascii());
             assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
         }

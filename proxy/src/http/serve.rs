@@ -38,9 +38,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use super::{
     Body,
     body::{Observer, TrailerLimit},
+    frames::FrameBudget,
     reply,
 };
 use crate::{
+    detect::Detected,
     drain::DrainWatch,
     host::{self, Instant, Stream},
     settings::{Limits, Settings, Timeouts},
@@ -53,6 +55,17 @@ pub enum Version {
     Http2,
 }
 
+impl Version {
+    /// The version that the first bytes were; `None` when they were not HTTP.
+    pub const fn of(detected: &Detected) -> Option<Self> {
+        match detected {
+            Detected::Http1 => Some(Self::Http1),
+            Detected::Http2 => Some(Self::Http2),
+            Detected::Tls(_) | Detected::Opaque => None,
+        }
+    }
+}
+
 /// Prepared once from the settings; shared by connections. How fast bodies must come is not in here: whether that may be asked
 /// depends on the request (`Body::with_idle_limit`).
 pub struct ServeSettings {
@@ -60,6 +73,7 @@ pub struct ServeSettings {
     http2: http2::Builder<Tasks>,
     trailers: TrailerLimit,
     requests: u64,
+    control_frames: u32,
     first_byte: Duration,
     head: Duration,
     idle: Duration,
@@ -101,6 +115,7 @@ impl ServeSettings {
             http2,
             trailers: TrailerLimit::new(limits),
             requests: limits.requests_per_connection,
+            control_frames: limits.http2_control_frames,
             first_byte: timeouts.first_byte,
             head: timeouts.head,
             idle: timeouts.idle,
@@ -117,9 +132,8 @@ const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// Serves one connection to its end, or until it has become another protocol (then the upgrade has the stream).
 ///
-/// The handler's future is dropped when the connection breaks or the client resets the stream. On HTTP/1 the end of the client's
-/// side alone is no sign that it has gone: some end their side after the request and wait. Dropping this future closes the
-/// connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
+/// The handler's future is dropped when the connection breaks, the client resets the stream or, on HTTP/1, ends its side: a request
+/// nobody waits for is not carried on. Dropping this future closes the connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
 ///
 /// # Errors
 /// hyper's, when the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
@@ -136,7 +150,8 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let activity = Arc::new(Activity::new(version, settings.requests));
-    let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity) });
+    let frames = (version == Version::Http2).then(|| FrameBudget::new(settings.control_frames));
+    let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity), frames });
     let service = {
         let activity = Arc::clone(&activity);
         let trailers = settings.trailers;
@@ -418,10 +433,19 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
     }
 }
 
-/// The stream, with its reads noted.
+/// The stream, with its reads noted and, on HTTP/2, its frames counted.
 struct Watched<S> {
     io: S,
     activity: Arc<Activity>,
+    frames: Option<FrameBudget>,
+}
+
+impl<S> Watched<S> {
+    fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
+        if let (Some(frames), Poll::Ready(Ok(bytes))) = (&mut self.frames, written) {
+            frames.sent(*bytes);
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -432,6 +456,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let bytes = buffer.filled().len() - before;
         if bytes > 0 {
             this.activity.read(bytes);
+            if let Some(frames) = &mut this.frames {
+                let new = buffer.filled().get(before..).unwrap_or_default();
+                let elapsed = || Duration::from_micros(this.activity.elapsed_micros());
+                if let Err(error) = frames.received(new, elapsed) {
+                    return Poll::Ready(Err(io::Error::other(error)));
+                }
+            }
         }
         polled
     }
@@ -439,7 +470,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.wrote(&written);
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -455,7 +489,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        this.wrote(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -244,8 +244,11 @@ mod tests {
     #[derive(Clone)]
     struct Authority {
         answer: Result<Vec<String>, Code>,
-        seen: Arc<Mutex<Vec<(Option<String>, String, i64)>>>,
+        seen: Arc<Mutex<Vec<Asked>>>,
     }
+
+    /// Authorization header, signing request, wanted lifetime.
+    type Asked = (Option<String>, String, i64);
 
     #[tonic::async_trait]
     impl IstioCertificateService for Authority {

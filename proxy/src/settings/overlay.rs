@@ -114,6 +114,7 @@ fn check_ranges(settings: &Settings) -> Result<(), (&'static str, String)> {
         ("limits.header_fields", limits.header_fields as u64),
         ("limits.uri_bytes", limits.uri_bytes as u64),
         ("limits.http2_streams", u64::from(limits.http2_streams)),
+        ("limits.http2_control_frames", u64::from(limits.http2_control_frames)),
         ("limits.mesh_streams", u64::from(limits.mesh_streams)),
         ("limits.http2_stream_window_bytes", u64::from(limits.http2_stream_window_bytes)),
         ("limits.http2_connection_window_bytes", u64::from(limits.http2_connection_window_bytes)),

@@ -46,7 +46,7 @@ impl AdminSource for Sidecar {
             "generation": mesh.view.generation,
             "backends": backends.iter().map(|route| backend(&route.backend)).collect::<Vec<_>>(),
             "applications": self.residents.applications.all().iter().map(|route| backend(route)).collect::<Vec<_>>(),
-            "breakers": breakers.iter().map(|cell| breaker(cell)).collect::<Vec<_>>(),
+            "breakers": breakers.iter().map(breaker).collect::<Vec<_>>(),
         })
     }
 

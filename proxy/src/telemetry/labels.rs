@@ -25,6 +25,18 @@ impl LabelId {
     pub const OWN: Self = Self(2);
 }
 
+/// Name of a workload in telemetry: label `app` (with `version`), else `app.kubernetes.io/name`, else its own name.
+pub fn workload_name(labels: &BTreeMap<String, String>, own: &str) -> String {
+    match (labels.get("app"), labels.get("version")) {
+        (Some(app), Some(version)) => format!("{app}-{version}"),
+        (Some(app), None) => app.clone(),
+        _ => labels.get("app.kubernetes.io/name").cloned().unwrap_or_else(|| own.to_owned()),
+    }
+}
+
+/// Longest part of an introduction that is shown; Kubernetes allows 63 in a label value.
+const INTRODUCTION_BYTES: usize = 253;
+
 /// Who a source or destination is. Empty fields are reported as "unknown".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSet {
@@ -66,7 +78,11 @@ impl LabelSet {
     /// The workload beside this proxy.
     pub fn node(node: &NodeSettings) -> Self {
         let principal = format!("spiffe://{}/ns/{}/sa/{}", node.trust_domain, node.namespace, node.service_account);
-        Self::workload(&node.namespace, &node.workload, &principal, &node.labels)
+        let own = workload_name(&node.labels, &node.workload);
+        let labels = Self::workload(&node.namespace, &own, &principal, &node.labels);
+        // The destination's side cannot know under which service it was called; its canonical name stands for it.
+        let (name, namespace) = (labels.canonical_service.clone(), labels.namespace.clone());
+        labels.of_service(&format!("{name}.{namespace}.svc.cluster.local").into(), &name, &namespace)
     }
 
     /// A peer of which only its verified identity is known: principal and, if it has the usual form, namespace.
@@ -74,6 +90,27 @@ impl LabelSet {
         let mut parts = principal.split('/').skip_while(|part| *part != "ns");
         let namespace = parts.nth(1).unwrap_or("");
         Self { principal: principal.into(), namespace: namespace.into(), ..Self::default() }
+    }
+
+    /// What [`LabelSet::introduced`] reads at the far side: workload, app, version and canonical names, no secrets.
+    pub fn introduction(&self) -> String {
+        [&self.workload, &self.app, &self.version, &self.canonical_service, &self.canonical_revision]
+            .map(|part| part.replace(|c: char| !c.is_ascii_graphic() || c == ';', "_"))
+            .join(";")
+    }
+
+    /// A peer with a verified identity that has introduced its workload; what it left out stays unknown.
+    pub fn introduced(principal: &str, introduction: &str) -> Self {
+        let mut parts = introduction.split(';').map(|part| if part.len() <= INTRODUCTION_BYTES { part } else { "" });
+        let mut next = || Arc::from(parts.next().unwrap_or_default());
+        Self {
+            workload: next(),
+            app: next(),
+            version: next(),
+            canonical_service: next(),
+            canonical_revision: next(),
+            ..Self::peer(principal)
+        }
     }
 
     /// The same, as a destination reached through a service.

@@ -34,7 +34,7 @@ pub use counters::{
     ActiveConnection, ActiveUpstream, Demand, Detected, EjectionEvent, Fallback, Handshake, ListenerKind, Overflow,
     RetryRefusal,
 };
-pub use labels::{LabelId, LabelSet, NodeLabels};
+pub use labels::{LabelId, LabelSet, NodeLabels, workload_name};
 pub use request::RequestRecord;
 
 use self::{

@@ -335,36 +335,3 @@ proptest! {
         prop_assert!(text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)), "{}", text);
     }
 }
-
-#[test]
-#[ignore = "prints a figure; run with --release -- --ignored --nocapture"]
-fn cost_of_a_finished_request() {
-    // The budget is 100 ns with the log off; what is measured here is the whole record, both clock readings included.
-    let telemetry = telemetry();
-    let worker = telemetry.worker(0);
-    let destination = reviews(&telemetry);
-    // The best of many short rounds: the machine may be busy with something else.
-    let (rounds, requests) = (200, 10_000);
-    let best = |work: &dyn Fn()| {
-        let round = |_| {
-            let begun = host::now();
-            (0..requests).for_each(|_| work());
-            host::now().duration_since(begun) / requests
-        };
-        (0..rounds).map(round).min().unwrap()
-    };
-    let record = best(&|| {
-        let mut record = RequestRecord::open(&worker, Direction::Outbound, host::now());
-        record.destination(destination);
-        record.request_bytes(100);
-        record.response(StatusCode::OK);
-        record.response_bytes(1000);
-        record.finish();
-    });
-    let clock = best(&|| {
-        std::hint::black_box(host::now().saturating_duration_since(host::now()));
-    });
-    println!("{record:?} per request, of which {clock:?} for two readings of the clock");
-    let counted = find(&samples(&telemetry.encode()), "istio_requests_total", &[]);
-    assert_eq!(counted, f64::from(rounds * requests));
-}

@@ -67,6 +67,14 @@ impl Toward {
         }
     }
 
+    /// The port of the service, where it is one.
+    pub fn service_port(&self) -> Option<u16> {
+        match self {
+            Self::Service(destination) => Some(destination.port),
+            Self::Endpoint(..) | Self::Outside(_) => None,
+        }
+    }
+
     /// The backend where no rule decides.
     pub fn own(&self) -> &RouteBackend {
         match self {

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderValue;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -37,6 +38,8 @@ pub struct Dialer {
     pub limits: Limits,
     /// `SO_MARK` for our own connections; `None`: none.
     pub mark: Option<u32>,
+    /// How we introduce our workload to other sidecars.
+    pub introduction: HeaderValue,
 }
 
 /// What a worker lends to everything it carries.

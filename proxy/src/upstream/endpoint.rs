@@ -62,6 +62,8 @@ pub struct EndpointState {
     record: Mutex<Ejection>,
     /// Mirrors the record, so that a pick looks without locking.
     ejected: AtomicBool,
+    /// The last view said that it is not ready.
+    was_unready: AtomicBool,
     /// One pool per worker.
     pools: Box<[Pool]>,
 }
@@ -72,6 +74,7 @@ impl EndpointState {
             load: Arc::new(Load::new(host::now())),
             record: Mutex::new(Ejection::default()),
             ejected: AtomicBool::new(false),
+            was_unready: AtomicBool::new(false),
             pools: (0..workers.max(1)).map(|_| Pool::default()).collect(),
         }
     }
@@ -91,8 +94,19 @@ impl EndpointState {
             return false;
         }
         let ejected = self.record.lock().is_ejected(host::now());
-        self.ejected.store(ejected, Ordering::Relaxed);
+        // Of those who see the end of it, one: it starts like a new endpoint, with one request until an answer says more.
+        if !ejected && self.ejected.swap(false, Ordering::Relaxed) {
+            self.load.forget();
+        }
         ejected
+    }
+
+    /// Told of every view: an endpoint that is ready again starts like a new one.
+    pub fn follow_health(&self, health: Health) {
+        let is_unready = health == Health::Unready;
+        if self.was_unready.swap(is_unready, Ordering::Relaxed) && !is_unready {
+            self.load.forget();
+        }
     }
 
     /// Notes an outcome; true when this very outcome put the endpoint aside.

@@ -12,9 +12,10 @@ use std::{
     },
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, HOST, UPGRADE},
+    header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, UPGRADE},
     uri::{Authority, PathAndQuery, Scheme},
 };
 use hyper::body::Incoming;
@@ -133,7 +134,7 @@ impl<'a> Exchange<'a> {
         match lease {
             Lease::Http2(stream) => {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
-                let request = self.http2_request(multiplexed && self.head.speaks == Speaks::Http1)?;
+                let request = self.http2_request(multiplexed)?;
                 match stream.send(request).await {
                     Ok(response) => Ok((response, Connection::Http2(stream))),
                     Err(unanswered) => Err(unanswered.failure),
@@ -172,7 +173,7 @@ impl<'a> Exchange<'a> {
     fn http1_request(&mut self) -> Result<Request<Body>, Failure> {
         let mut request = Request::new(self.body()?);
         let head = &self.head;
-        *request.method_mut() = head.method.clone();
+        let mut method = head.method.clone();
         let headers = request.headers_mut();
         headers.clone_from(&head.headers);
         let host = HeaderValue::from_str(head.authority.as_str())
@@ -180,7 +181,14 @@ impl<'a> Exchange<'a> {
         headers.insert(HOST, host);
         headers::set_attempt_count(headers, self.tried);
         let uri = match &head.speaks {
-            Speaks::Upgrade(Upgrade::Http1 { protocol }) | Speaks::Upgrade(Upgrade::ExtendedConnect { protocol }) => {
+            Speaks::Upgrade(leaving @ (Upgrade::Http1 { protocol } | Upgrade::ExtendedConnect { protocol })) => {
+                if matches!(leaving, Upgrade::ExtendedConnect { .. }) {
+                    // RFC 8441 §5: over HTTP/2 there is no key; HTTP/1.1 wants one, of 16 random bytes.
+                    method = Method::GET;
+                    let key = BASE64.encode(host::random_u128().to_be_bytes());
+                    headers
+                        .insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).unwrap_or(HeaderValue::from_static("")));
+                }
                 headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
                 let protocol =
                     HeaderValue::from_str(protocol).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
@@ -190,12 +198,13 @@ impl<'a> Exchange<'a> {
             Speaks::Upgrade(Upgrade::Connect) => Uri::from(head.authority.clone()),
             Speaks::Http1 | Speaks::Http2 => Uri::from(head.path.clone()),
         };
+        *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_11;
         Ok(request)
     }
 
-    fn http2_request(&mut self, was_http1: bool) -> Result<Request<Body>, Failure> {
+    fn http2_request(&mut self, multiplexed: bool) -> Result<Request<Body>, Failure> {
         let mut request = Request::new(self.body()?);
         let head = &self.head;
         *request.method_mut() = head.method.clone();
@@ -211,8 +220,12 @@ impl<'a> Exchange<'a> {
             // RFC 7541 §7.1.3: a value that never comes again would only push useful ones out of the compression table.
             id.set_sensitive(true);
         }
-        if was_http1 {
-            headers::set_orig_proto(headers, Version::HTTP_11);
+        if multiplexed {
+            // HPACK makes an unchanging field one byte from the second request on.
+            headers.insert(headers::PEER, self.carrier.dialer.introduction.clone());
+            if self.head.speaks == Speaks::Http1 {
+                headers::set_orig_proto(headers, Version::HTTP_11);
+            }
         }
         *request.version_mut() = Version::HTTP_2;
         Ok(request)

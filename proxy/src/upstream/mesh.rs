@@ -400,6 +400,8 @@ impl Upstreams {
             identity: (peer != PeerKind::Plain).then(|| endpoint.identity.clone().unwrap_or_else(|| Arc::from(""))),
             multiplex: peer == PeerKind::Outrigger,
         };
+        let state = backend.endpoint(key, self.workers);
+        state.follow_health(endpoint.health);
         Endpoint {
             address,
             transport,
@@ -407,7 +409,7 @@ impl Upstreams {
             health: endpoint.health,
             labels: self.telemetry.labels(endpoint_labels(service, endpoint)),
             config: Arc::clone(endpoint),
-            state: backend.endpoint(key, self.workers),
+            state,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CONNECTION, CONTENT_TYPE, UPGRADE},
+    header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE},
 };
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
@@ -134,7 +134,10 @@ impl Settled {
                     headers.insert(UPGRADE, protocol);
                 }
             }
-            Upgrade::ExtendedConnect { .. } => *self.response.status_mut() = StatusCode::OK,
+            Upgrade::ExtendedConnect { .. } => {
+                self.response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+                *self.response.status_mut() = StatusCode::OK;
+            }
             Upgrade::Connect => {}
         }
         *self.response.body_mut() = Body::empty();
