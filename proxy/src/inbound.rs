@@ -291,7 +291,7 @@ async fn serve_http<S: Stream + 'static>(
 }
 
 /// Carries one request to the application and its response back.
-async fn serve_request(request: Request<Body>, entry: Arc<Entry>, worker: Worker) -> Response<Body> {
+async fn serve_request(mut request: Request<Body>, entry: Arc<Entry>, worker: Worker) -> Response<Body> {
     let started = host::now();
     let mut record = RequestRecord::open(&worker.telemetry, Direction::Inbound, started);
     record.head(request.method(), request.uri(), request.version(), request.headers());
@@ -302,7 +302,7 @@ async fn serve_request(request: Request<Body>, entry: Arc<Entry>, worker: Worker
     if grpc {
         record.protocol(telemetry::RequestProtocol::Grpc);
     }
-    match answer(request, &entry, started, &worker, &mut record).await {
+    match answer(&mut request, &entry, started, &worker, &mut record).await {
         Ok((settled, uploaded)) => settled.attach(record, uploaded),
         Err(failure) => {
             debug!(%failure, "request failed");
@@ -312,15 +312,15 @@ async fn serve_request(request: Request<Body>, entry: Arc<Entry>, worker: Worker
 }
 
 async fn answer(
-    mut request: Request<Body>,
+    request: &mut Request<Body>,
     entry: &Entry,
     started: Instant,
     worker: &Worker,
     record: &mut RequestRecord,
 ) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
     let residents = &worker.residents;
-    let wanted = upgrade::wants_upgrade(&request);
-    let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
+    let wanted = upgrade::wants_upgrade(request);
+    let leaving = wanted.as_ref().map(|_| upgrade::take(request));
     // The marks are promises of one sidecar to another; from anybody else it is only a header, and goes.
     let carried = headers::take_orig_proto(request.headers_mut()).filter(|_| entry.peer.is_some());
     if let (Some(introduction), Some(peer)) = (request.headers_mut().remove(headers::PEER), &entry.peer) {
@@ -329,15 +329,15 @@ async fn answer(
             residents.telemetry.labels(LabelSet::introduced(peer.identity.as_str(), introduction))
         }));
     }
-    normalize(&mut request, &residents.settings.limits)?;
+    normalize(request, &residents.settings.limits)?;
     if let Some(version) = carried {
         *request.version_mut() = version;
     }
-    let authority = normalize::authority(&request).cloned().ok_or(Reason::BadRequest)?;
+    let authority = normalize::authority(request).cloned().ok_or(Reason::BadRequest)?;
     let id = headers::request_id(request.headers_mut());
     record.describe(|log| log.request_id = Some(id));
     headers::set_client_cert(request.headers_mut(), entry.caller.as_ref());
-    let (parts, body) = request.into_parts();
+    let (parts, body) = std::mem::take(request).into_parts();
     let route = &entry.route;
     let forward = Forward::straight(route);
     let deadline = Deadline::after(started, grpc::timeout(&parts.headers));

@@ -78,17 +78,21 @@ impl Http1 {
     ///
     /// # Errors
     /// [`Unanswered`] with the request inside when it provably never left.
-    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Unanswered> {
+    pub fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
         self.requests = self.requests.saturating_add(1);
-        match self.sender.try_send_request(request).await {
-            Ok(response) => Ok(response),
-            Err(mut error) => {
+        // Handed over before the future exists, so that it does not hold the request.
+        let answered = self.sender.try_send_request(request);
+        async move {
+            answered.await.map_err(|mut error| {
                 let request = error.take_message();
                 let sent = if request.is_some() { Sent::Nothing } else { Sent::Maybe };
                 let error = error.into_error();
                 let reason = if error.is_parse() { Reason::UpstreamProtocol } else { Reason::UpstreamReset };
-                Err(Unanswered { failure: Failure::new(reason).sent(sent).because(error), request })
-            }
+                Unanswered { failure: Failure::new(reason).sent(sent).because(error), request }
+            })
         }
     }
 }

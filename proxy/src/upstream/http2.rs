@@ -128,11 +128,14 @@ impl Stream {
     /// # Errors
     /// [`Unanswered`]: with the request inside when it never left; `sent: Nothing` as well when the peer said that
     /// it did not look at it (RFC 9113 §8.7: REFUSED_STREAM, or a stream above the last one of GOAWAY).
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Unanswered> {
-        let mut sender = self.connection.sender.clone();
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok(response),
-            Err(mut error) => {
+    pub fn send(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
+        // Handed over before the future exists, so that it does not hold the request.
+        let answered = self.connection.sender.clone().try_send_request(request);
+        async move {
+            answered.await.map_err(|mut error| {
                 let request = error.take_message();
                 let error = error.into_error();
                 let (reason, sent) = match h2_cause(&error) {
@@ -144,8 +147,8 @@ impl Stream {
                     Some(h2) if h2.is_library() => (Reason::UpstreamProtocol, Sent::Maybe),
                     _ => (Reason::UpstreamReset, Sent::Maybe),
                 };
-                Err(Unanswered { failure: Failure::new(reason).sent(sent).because(error), request })
-            }
+                Unanswered { failure: Failure::new(reason).sent(sent).because(error), request }
+            })
         }
     }
 }
