@@ -283,7 +283,7 @@ async fn answer(
 
     let (parts, body) = std::mem::take(request).into_parts();
     let chosen = match rule::choose(&toward, &parts)? {
-        Chosen::Redirect(response) => return Ok((Settled::own(response), None)),
+        Chosen::Redirect(response) => return Ok((Settled::own(*response), None)),
         Chosen::Forward(forward) => forward,
     };
     if let Some(name) = chosen.rule_name() {

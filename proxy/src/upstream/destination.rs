@@ -1,14 +1,8 @@
 //! One port of one service, as traffic sees it: the rules that decide, and what they lead to.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use super::{
-    backend::{Backend, RouteBackend},
-    mesh::Mesh,
-};
+use super::backend::RouteBackend;
 use crate::{
     config::view::{self, Protocol},
     route::RouteTable,
@@ -81,27 +75,5 @@ impl Toward {
             Self::Service(destination) => &destination.own,
             Self::Endpoint(route, _) | Self::Outside(route) => route,
         }
-    }
-}
-
-impl Mesh {
-    /// Where a name and port lead, as seen from here.
-    pub fn toward_name(&self, host: &str, port: u16) -> Option<Toward> {
-        if let Some(service) = self.service_by_host(host) {
-            return service.port(port).map(|destination| Toward::Service(Arc::clone(destination)));
-        }
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        self.toward_address(SocketAddr::new(bare.parse::<IpAddr>().ok()?, port))
-    }
-
-    /// Where an address leads: to the service that has it, or to an endpoint.
-    pub fn toward_address(&self, address: SocketAddr) -> Option<Toward> {
-        if let Some(service) = self.service_by_address(address.ip()) {
-            return service.port(address.port()).map(|destination| Toward::Service(Arc::clone(destination)));
-        }
-        let (backend, index) = self.endpoint(address)?;
-        let only = Backend { endpoints: vec![Arc::clone(backend.endpoints.get(index)?)], ..Backend::clone(backend) };
-        let route = RouteBackend { backend: Arc::new(only), breaker: None, fallback: None };
-        Some(Toward::Endpoint(route, Protocol::Detect))
     }
 }

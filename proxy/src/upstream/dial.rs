@@ -19,16 +19,39 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::endpoint::Transport;
 use crate::{
     accept::socket,
     failure::{Failure, Reason},
     host::{self, ConnectOptions},
     identity::Identity,
+    resilience::limits::Held,
     settings::{Limits, Timeouts},
-    telemetry::{Direction, Security, WorkerTelemetry},
-    tls::{self, Alpn, Offer},
+    telemetry::{ActiveUpstream, Direction, Security, WorkerTelemetry},
+    tls::{self, Alpn, Expected, Offer},
 };
+
+/// How bytes travel to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Plain,
+    /// Mutual TLS. `multiplex`: the far side is one of us, so HTTP/1 may travel as HTTP/2.
+    Mesh {
+        expected: Expected,
+        multiplex: bool,
+    },
+}
+
+impl Transport {
+    pub const fn security(&self) -> Security {
+        match self {
+            Self::Plain => Security::None,
+            Self::Mesh { .. } => Security::MutualTls,
+        }
+    }
+}
+
+/// What a connection occupies while it is open: a place among the backend's connections, and a count in the metrics.
+pub type Hold = (Option<Held>, ActiveUpstream);
 
 /// Everything that opening a connection needs besides the address.
 #[derive(Debug)]

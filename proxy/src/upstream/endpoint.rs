@@ -12,26 +12,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::pool::Pool;
+use super::{dial::Transport, pool::Pool};
 use crate::{
     balance::{Candidate, Standing, load::Load},
     config::view::{self, Health},
     host,
     resilience::ejection::{Ejection, EjectionPolicy, Fault, may_eject},
     telemetry::LabelId,
-    tls::Expected,
 };
-
-/// How bytes travel to an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    Plain,
-    /// Mutual TLS. `multiplex`: the far side is one of us, so HTTP/1 may travel as HTTP/2.
-    Mesh {
-        expected: Expected,
-        multiplex: bool,
-    },
-}
 
 /// What makes an endpoint the same endpoint across views: a changed key means new connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

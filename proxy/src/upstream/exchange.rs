@@ -23,10 +23,10 @@ use hyper::body::Incoming;
 use super::{
     backend::{Backend, RouteBackend},
     breakers::Ticket,
-    dial::Carrier,
-    endpoint::{Endpoint, Transport},
+    dial::{Carrier, Transport},
+    endpoint::Endpoint,
     http2::Stream,
-    pool::{Http1Lease, Lease, Need},
+    lease::{Http1Lease, Lease, Need},
 };
 use crate::{
     balance::load::InFlight,

@@ -6,13 +6,12 @@ use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 
-use super::dial::Upstream;
+use super::dial::{Hold, Upstream};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::body::Body,
     settings::Limits,
-    upstream::pool::Hold,
 };
 
 const HYPER_HEADER_FIELDS: usize = 100;

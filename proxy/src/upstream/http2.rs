@@ -14,13 +14,15 @@ use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 
-use super::{dial::Upstream, http1::Unanswered};
+use super::{
+    dial::{Hold, Upstream},
+    http1::Unanswered,
+};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::body::Body,
     settings::{Limits, Timeouts},
-    upstream::pool::Hold,
 };
 
 /// One connection, shared by its streams.

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 
 use super::{
     backend::{Backend, BackendState},
-    endpoint::{Endpoint, EndpointKey, Transport},
+    dial::Transport,
+    endpoint::{Endpoint, EndpointKey},
     pool::IdleLimits,
 };
 use crate::{

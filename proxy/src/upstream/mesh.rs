@@ -15,12 +15,13 @@ use parking_lot::Mutex;
 use super::{
     backend::{Backend, BackendState, Fallback, RouteBackend},
     breakers::{BreakerCell, Observer},
-    destination::Destination,
-    endpoint::{Endpoint, EndpointKey, Transport},
+    destination::{Destination, Toward},
+    dial::Transport,
+    endpoint::{Endpoint, EndpointKey},
     pool::IdleLimits,
 };
 use crate::{
-    config::view::{self, Map, PeerKind, Policy, TlsMode, View},
+    config::view::{self, Map, PeerKind, Policy, Protocol, TlsMode, View},
     host::Instant,
     identity::spiffe_id::SpiffeId,
     resilience::{breaker::BreakerPolicy, fallback::FallbackKind},
@@ -90,6 +91,26 @@ impl Mesh {
     /// The endpoint that is reached directly at this address.
     pub fn endpoint(&self, address: SocketAddr) -> Option<(&Arc<Backend>, usize)> {
         self.endpoints.get(&address).map(|(backend, index)| (backend, *index))
+    }
+
+    /// Where a name and port lead, as seen from here.
+    pub fn toward_name(&self, host: &str, port: u16) -> Option<Toward> {
+        if let Some(service) = self.service_by_host(host) {
+            return service.port(port).map(|destination| Toward::Service(Arc::clone(destination)));
+        }
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        self.toward_address(SocketAddr::new(bare.parse::<IpAddr>().ok()?, port))
+    }
+
+    /// Where an address leads: to the service that has it, or to an endpoint.
+    pub fn toward_address(&self, address: SocketAddr) -> Option<Toward> {
+        if let Some(service) = self.service_by_address(address.ip()) {
+            return service.port(address.port()).map(|destination| Toward::Service(Arc::clone(destination)));
+        }
+        let (backend, index) = self.endpoint(address)?;
+        let only = Backend { endpoints: vec![Arc::clone(backend.endpoints.get(index)?)], ..Backend::clone(backend) };
+        let route = RouteBackend { backend: Arc::new(only), breaker: None, fallback: None };
+        Some(Toward::Endpoint(route, Protocol::Detect))
     }
 
     /// Every service, in no order.

@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod exchange;
 pub mod http1;
 pub mod http2;
+pub mod lease;
 pub mod local;
 pub mod mesh;
 pub mod opaque;

@@ -8,7 +8,7 @@ use super::{
     backend::RouteBackend,
     destination::Toward,
     dial::{Carrier, Upstream},
-    endpoint::{Endpoint, Transport},
+    endpoint::Endpoint,
 };
 use crate::{
     balance::load::InFlight,
@@ -44,15 +44,6 @@ pub struct Opened {
 impl Opened {
     pub fn security(&self) -> Security {
         self.endpoint.transport.security()
-    }
-}
-
-impl Transport {
-    pub const fn security(&self) -> Security {
-        match self {
-            Self::Plain => Security::None,
-            Self::Mesh { .. } => Security::MutualTls,
-        }
     }
 }
 

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 
 use super::{
     backend::{Backend, BackendState, RouteBackend},
-    endpoint::{Endpoint, EndpointKey, Transport},
+    dial::Transport,
+    endpoint::{Endpoint, EndpointKey},
     pool::IdleLimits,
 };
 use crate::{

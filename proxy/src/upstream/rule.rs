@@ -25,7 +25,7 @@ use crate::{
 /// What a request's rule wants.
 pub enum Chosen<'a> {
     /// Answered at once.
-    Redirect(Response<Body>),
+    Redirect(Box<Response<Body>>),
     Forward(Forward<'a>),
 }
 
@@ -69,7 +69,7 @@ pub fn choose<'a>(toward: &'a Toward, request: &Parts) -> Result<Chosen<'a>, Fai
             *response.status_mut() = redirect.status;
             response.headers_mut().insert(LOCATION, location);
             rule.response_edit.apply(response.headers_mut());
-            return Ok(Chosen::Redirect(response));
+            return Ok(Chosen::Redirect(Box::new(response)));
         }
     };
     let arm = split
