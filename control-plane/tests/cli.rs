@@ -594,7 +594,7 @@ fn help_lists_every_command_and_its_flags() {
     const SIDECAR: &str = "--static --as --cert-dir --dev-ca --log-format --control-plane --token --token-file --root-file \
                            --namespace --workload --service-account --trust-domain --label --locality --inbound --outbound \
                            --local --transparent --address --port --mark --admin --ready --dns --workers --runtime \
-                           --access-log --state-dir --log-level --config --set --print-settings";
+                           --access-log --identity-dir --state-dir --log-level --config --set --print-settings";
     let expected: &[(&str, &str, &str)] = &[
         ("up", "--filename --namespace", SERVE),
         ("serve", "", SERVE),

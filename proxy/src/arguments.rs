@@ -20,6 +20,7 @@ use crate::settings::{
 };
 
 /// Flags of a sidecar.
+#[allow(rustdoc::broken_intra_doc_links, reason = "the comments are the help text, with its brackets")]
 #[derive(Args, Clone, Debug, Default)]
 pub struct SidecarArguments {
     /// Control plane to join; port 15012 unless given
@@ -422,7 +423,7 @@ fn check_token(text: &str, from: &str) -> Result<String, ArgumentProblem> {
     Ok(token.to_owned())
 }
 
-/// "HOST:PORT", "[V6]:PORT" or a port alone, which means 127.0.0.1.
+/// `HOST:PORT`, `[V6]:PORT` or a port alone, which means 127.0.0.1.
 ///
 /// Errors: what is wrong, with an example.
 pub fn listen(text: &str) -> Result<SocketAddr, String> {
@@ -586,7 +587,7 @@ fn control_plane_address(text: &str) -> Result<String, String> {
     host_and_port(text, 15012)
 }
 
-/// "HOST:PORT" out of "HOST", "HOST:PORT", "V6" or "[V6]:PORT".
+/// `HOST:PORT` out of `HOST`, `HOST:PORT`, `V6` or `[V6]:PORT`.
 ///
 /// Errors: what is wrong, with the smallest fix.
 pub fn host_and_port(text: &str, default_port: u16) -> Result<String, String> {

@@ -106,9 +106,9 @@ pub struct LocalListener {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TransparentListeners {
-    /// Where redirect rules send what leaves. Default [::]:15001, IPv4 as well.
+    /// Where redirect rules send what leaves. Default `[::]:15001`, IPv4 as well.
     pub outbound: Vec<SocketAddr>,
-    /// Where redirect rules send what arrives. Default [::]:15006, IPv4 as well.
+    /// Where redirect rules send what arrives. Default `[::]:15006`, IPv4 as well.
     pub inbound: Vec<SocketAddr>,
     /// Address peers reach this workload under.
     pub address: Option<std::net::IpAddr>,

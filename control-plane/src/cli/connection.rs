@@ -305,7 +305,7 @@ impl Service<http::Request<tonic::body::Body>> for Channel {
     }
 }
 
-/// Waits for one answer, at most [`CALL_TIMEOUT`].
+/// Waits for one answer, at most `CALL_TIMEOUT`.
 ///
 /// Errors: what the control plane said, in words and with the right exit code.
 pub async fn call<T>(answer: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failure> {

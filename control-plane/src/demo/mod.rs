@@ -1,7 +1,7 @@
 //! `outrigger demo`: a whole mesh and a small shop from one command, and proof that it does what it promises.
 //!
 //! Starts the control plane, sidecars and services as separate processes of this very binary, drives traffic, and
-//! tells a story in acts ([`story`]): mutual TLS, a canary, retries, an outage with breaker and fallback, and dozens of
+//! tells a story in acts (`story`): mutual TLS, a canary, retries, an outage with breaker and fallback, and dozens of
 //! configuration swaps. Everything is applied through the admin API, exactly as a user would. The same story runs in
 //! explicit mode (no privileges) and, with `--transparent`, in network namespaces with redirect rules.
 //!

@@ -25,7 +25,7 @@ use crate::route::{RouteTable, Target};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     pub resource: String,
-    /// Field path inside the resource, such as "http[2].matches[0].path"; empty: the resource as a whole.
+    /// Field path inside the resource, such as `http[2].matches[0].path`; empty: the resource as a whole.
     pub path: String,
     pub reason: String,
 }

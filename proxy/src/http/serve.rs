@@ -2,7 +2,7 @@
 //!
 //! Called by the journeys with a stream whose version is known. hyper reads heads and frames bodies; this file sets its limits and
 //! adds what it does not have: the time for a head apart from the time between requests, age, number of requests, and the
-//! graceful end of all these. A stricter reader of the bytes (or another HTTP/1 codec) goes between `io` and hyper, where [`Watched`] is.
+//! graceful end of all these. A stricter reader of the bytes (or another HTTP/1 codec) goes between `io` and hyper, where `Watched` is.
 //! hyper's server cannot pass interim responses on; it sends 100-continue itself when the body is first read.
 //!
 //! ```text
