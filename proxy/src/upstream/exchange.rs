@@ -44,6 +44,9 @@ use crate::{
     telemetry::{EjectionEvent, Overflow, RetryRefusal},
 };
 
+/// Connections that may say goodbye to one request before it counts as a failed try.
+const RENEWALS: u32 = 3;
+
 /// Everything of a request but its body, as it goes upstream.
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -132,12 +135,26 @@ impl<'a> Exchange<'a> {
         lease: Lease,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
         match lease {
-            Lease::Http2(stream) => {
+            Lease::Http2(mut stream) => {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
-                let request = self.http2_request(multiplexed)?;
-                match stream.send(request).await {
-                    Ok(response) => Ok((response, Connection::Http2(stream))),
-                    Err(unanswered) => Err(unanswered.failure),
+                let mut renewed = 0;
+                loop {
+                    let request = self.http2_request(multiplexed)?;
+                    let failure = match stream.send(request).await {
+                        Ok(response) => return Ok((response, Connection::Http2(stream))),
+                        Err(unanswered) => unanswered.failure,
+                    };
+                    // RFC 9113 §6.8: a connection that says goodbye did not look at what came after. The next one takes it;
+                    // that is no try, so neither policy nor budget is asked.
+                    if failure.sent != Sent::Nothing || !stream.is_retired() || renewed == RENEWALS {
+                        return Err(failure);
+                    }
+                    renewed += 1;
+                    let need = if self.head.speaks == Speaks::Http1 { Need::Http1 } else { Need::Http2 };
+                    stream = match Box::pin(self.route.backend.lease(endpoint, need, self.carrier)).await? {
+                        Lease::Http2(stream) => stream,
+                        Lease::Http1(_) => return Err(failure),
+                    };
                 }
             }
             Lease::Http1(mut lease) => {

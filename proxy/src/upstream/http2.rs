@@ -4,7 +4,7 @@ use std::{
     error::Error as StdError,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -33,6 +33,8 @@ pub struct Http2 {
     born: Instant,
     max_age: Duration,
     max_streams: u32,
+    /// The far side takes no new streams: it said goodbye, or is gone.
+    retired: AtomicBool,
     /// Streams so far; wraps.
     started: AtomicU32,
     /// What the sweeper saw: how many had been started, and since when that has not changed.
@@ -85,6 +87,7 @@ pub async fn open(
         born,
         max_age,
         max_streams,
+        retired: AtomicBool::new(false),
         started: AtomicU32::new(0),
         quiet: Mutex::new((0, born)),
         _hold: hold,
@@ -94,7 +97,9 @@ pub async fn open(
 impl Http2 {
     /// Whether new streams may start here; an old connection finishes what it has and is then dropped.
     pub fn is_open(&self, now: Instant) -> bool {
-        !self.sender.is_closed() && now.saturating_duration_since(self.born) < self.max_age
+        !self.sender.is_closed()
+            && !self.retired.load(Ordering::Relaxed)
+            && now.saturating_duration_since(self.born) < self.max_age
     }
 
     /// Streams under way.
@@ -125,6 +130,11 @@ impl Http2 {
 }
 
 impl Stream {
+    /// Whether the connection takes no new streams, so that another try needs another connection.
+    pub fn is_retired(&self) -> bool {
+        self.connection.retired.load(Ordering::Relaxed)
+    }
+
     /// Sends one request and waits for the response head. Dropping the future resets the stream.
     ///
     /// # Errors
@@ -136,16 +146,23 @@ impl Stream {
     ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
         // Handed over before the future exists, so that it does not hold the request.
         let answered = self.connection.sender.clone().try_send_request(request);
+        let connection = Arc::clone(&self.connection);
         async move {
             answered.await.map_err(|mut error| {
                 let request = error.take_message();
                 let error = error.into_error();
                 let (reason, sent) = match h2_cause(&error) {
-                    _ if request.is_some() => (Reason::UpstreamReset, Sent::Nothing),
+                    _ if request.is_some() => {
+                        connection.retired.store(true, Ordering::Relaxed);
+                        (Reason::UpstreamReset, Sent::Nothing)
+                    }
                     Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) && h2.is_remote() => {
                         (Reason::UpstreamRefusedStream, Sent::Nothing)
                     }
-                    Some(h2) if h2.is_go_away() && h2.is_remote() => (Reason::UpstreamRefusedStream, Sent::Nothing),
+                    Some(h2) if h2.is_go_away() && h2.is_remote() => {
+                        connection.retired.store(true, Ordering::Relaxed);
+                        (Reason::UpstreamRefusedStream, Sent::Nothing)
+                    }
                     Some(h2) if h2.is_library() => (Reason::UpstreamProtocol, Sent::Maybe),
                     _ => (Reason::UpstreamReset, Sent::Maybe),
                 };
@@ -170,4 +187,71 @@ fn h2_cause(error: &hyper::Error) -> Option<&h2::Error> {
         cause = inner.source();
     }
     None
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::{server::conn::http2 as server, service::service_fn};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::{
+        settings::TelemetrySettings,
+        telemetry::{Direction, LabelSet, Telemetry},
+    };
+
+    #[tokio::test]
+    async fn requests_that_meet_a_goodbye_provably_left_nothing_behind() {
+        // Each connection ends once after its share of requests; what was on its way then would fail at the user, POSTs too.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&seen);
+        tokio::spawn(async move {
+            let (io, _) = listener.accept().await.unwrap();
+            let service = service_fn(move |_: Request<Incoming>| {
+                count.fetch_add(1, Ordering::Relaxed);
+                async { Ok::<_, Infallible>(Response::new(Body::empty())) }
+            });
+            let connection = server::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service);
+            tokio::pin!(connection);
+            // The first look serves what has come so far; then it says goodbye while requests are on their way.
+            tokio::select! {
+                biased;
+                _ = &mut connection => return,
+                () = tokio::task::yield_now() => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        });
+        let telemetry = Telemetry::new(&TelemetrySettings::default(), LabelSet::default(), 1);
+        let hold = (None, telemetry.worker(0).upstream_opened(Direction::Outbound));
+        let io = Upstream::Plain(TcpStream::connect(address).await.unwrap());
+        let (limits, timeouts) = (Limits::default(), Timeouts::default());
+        let connection = open(io, &limits, &timeouts, Duration::from_secs(60), 1000, hold).await.unwrap();
+        let (mut answered, mut refused) = (0, 0);
+        while refused == 0 {
+            let streams: Vec<_> = (0..32).filter_map(|_| connection.stream()).collect();
+            let sends: Vec<_> = streams
+                .iter()
+                .map(|stream| {
+                    let request = Request::post(format!("http://{address}/")).body(Body::empty()).unwrap();
+                    tokio::spawn(stream.send(request))
+                })
+                .collect();
+            for send in sends {
+                match send.await.unwrap() {
+                    Ok(_) => answered += 1,
+                    Err(unanswered) => {
+                        refused += 1;
+                        assert_eq!(unanswered.failure.sent, Sent::Nothing, "{}", unanswered.failure);
+                    }
+                }
+            }
+        }
+        assert!(!connection.is_open(host::now()), "new requests would still be sent there");
+        assert_eq!(answered, seen.load(Ordering::Relaxed), "an answer was lost, or a refused request was processed");
+    }
 }
