@@ -205,7 +205,7 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Workers)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Workers)?;
     tokio::select! {
-        () = async { identity.ready().await; first.notified().await } => {}
+        () = async { identity.ready().await; first.notified().await; preloaded(&residents, &first).await } => {}
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     }
@@ -252,6 +252,23 @@ fn kept_identity(settings: &Settings) -> Result<Option<MemoryFile>, RunError> {
     let id = SpiffeId::new(&node.trust_domain, &node.namespace, &node.service_account)
         .map_err(|error| RunError::Settings(error.to_string()))?;
     MemoryFile::new(folder, &node.workload, id).map(Some).map_err(|error| RunError::Settings(error.to_string()))
+}
+
+/// Waits, at most [`PRELOAD`], until the services that are held from the start stand in the picture: who is told that we are
+/// ready may call them at once.
+async fn preloaded(residents: &Residents, published: &Notify) {
+    let complete = async {
+        while !residents
+            .mesh()
+            .is_some_and(|mesh| mesh.view.node.preload.iter().all(|name| mesh.view.services.contains_key(name)))
+        {
+            published.notified().await;
+        }
+    };
+    tokio::select! {
+        () = complete => {}
+        () = host::sleep(PRELOAD) => warn!("some services are not known yet; they are asked for when they are used"),
+    }
 }
 
 /// Replaces view and identity as a fixed source says.
@@ -333,6 +350,8 @@ impl Sidecar {
     }
 }
 
+/// Longest wait for services that should be there from the start; a name that was removed meanwhile never comes.
+const PRELOAD: Duration = Duration::from_secs(2);
 /// How often draining looks whether it is done.
 const POLL: Duration = Duration::from_millis(20);
 
