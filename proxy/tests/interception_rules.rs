@@ -225,10 +225,12 @@ fn serve_tcp(listener: &TcpListener, name: &str) {
             SocketAddr::V6(_) => socket.original_dst_v6(),
         };
         let original = original.ok().and_then(|address| address.as_socket());
-        let _ = match original.filter(|_| matches!(name, "outbound" | "inbound")) {
-            Some(original) => writeln!(stream, "{name} {original}"),
-            None => writeln!(stream, "{name}"),
+        let answer = match original.filter(|_| matches!(name, "outbound" | "inbound")) {
+            Some(original) => format!("{name} {original}\n"),
+            None => format!("{name}\n"),
         };
+        // In one piece: closing with bytes unread resets, and may overtake the rest of an answer.
+        let _ = stream.write_all(answer.as_bytes());
     }
 }
 

@@ -637,7 +637,14 @@ proptest! {
                 }
                 4 => if let Some(seen) = w.next() { unacked.push_back(seen); }
                 _ => if let Some(seen) = unacked.pop_front() {
-                    if flag { w.nack(&seen, "no", &[]); } else { take(&seen, &mut client); w.ack(&seen); }
+                    if flag {
+                        // Only content can be refused: what is gone is gone, also beside something bad.
+                        for name in &seen.removed { client.remove(&(seen.kind, name.clone())); }
+                        w.nack(&seen, "no", &[]);
+                    } else {
+                        take(&seen, &mut client);
+                        w.ack(&seen);
+                    }
                 }
             }
         }
