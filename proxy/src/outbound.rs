@@ -323,9 +323,8 @@ async fn open_tunnel(
     let leaving = upgrade::take(request);
     let worker = worker.clone();
     host::spawn(async move {
-        match leaving.await {
-            Ok(upgraded) => {
-                let io: Box<dyn Stream> = Box::new(hyper_util::rt::TokioIo::new(upgraded));
+        match leaving.stream().await {
+            Ok(io) => {
                 if let Err(failure) = tunnelled(io, scope, peer, worker).await {
                     debug!(%peer, %failure, "tunnel ended");
                 }

@@ -159,7 +159,9 @@ pub struct Limits {
     pub trailer_bytes: usize,
     /// Trailer fields. Default 32.
     pub trailer_fields: usize,
-    /// Interim (1xx) responses passed for one request. Default 32.
+    /// Chunk extensions in one HTTP/1 body; they are dropped in any case. Default 4 KiB.
+    pub chunk_extension_bytes: usize,
+    /// Interim (1xx) responses of an HTTP/1 endpoint for one request. Default 32.
     pub interim_responses: usize,
     /// Streams at once on one downstream HTTP/2 connection. Default 100; from a mesh peer 1000.
     pub http2_streams: u32,
@@ -204,6 +206,7 @@ impl Default for Limits {
             uri_bytes: 8 * 1024,
             trailer_bytes: 8 * 1024,
             trailer_fields: 32,
+            chunk_extension_bytes: 4 * 1024,
             interim_responses: 32,
             http2_streams: 100,
             mesh_streams: 1000,

@@ -163,9 +163,10 @@ pub fn set_client_cert(headers: &mut HeaderMap, caller: Option<&HeaderValue>) {
     }
 }
 
-/// Sets the number of this try, from 1.
-pub fn set_attempt_count(headers: &mut HeaderMap, attempt: u32) {
-    headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+/// The value of [`ATTEMPT_COUNT`]: the number of this try, from 1.
+pub fn attempt_count(attempt: u32) -> HeaderValue {
+    // Nearly all: a number would be formatted into new memory.
+    if attempt == 1 { HeaderValue::from_static("1") } else { HeaderValue::from(attempt) }
 }
 
 /// Marks a message that came as HTTP/1 and travels as HTTP/2; for other versions the mark is removed.

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use super::{
     Body, BodyError,
     grpc::{self, code},
+    http1::Fault,
     normalize::Violation,
 };
 use crate::failure::{Failure, Reason};
@@ -103,9 +104,12 @@ pub fn reply(failure: &Failure, grpc: bool) -> Response<Body> {
     let reason = failure.reason;
     let word = reason.word();
     let violation = failure.source.as_ref().and_then(|source| source.downcast_ref::<Violation>());
-    let sentence: &dyn std::fmt::Display = match violation {
-        Some(violation) => violation,
-        None => &reason.meaning(),
+    let fault = failure.source.as_ref().and_then(|source| source.downcast_ref::<Fault>());
+    let sentence: &dyn std::fmt::Display = match (violation, fault) {
+        (Some(violation), _) => violation,
+        // One in a response says nothing to this client.
+        (None, Some(fault)) if matches!(reason, Reason::BadRequest | Reason::HeadTooLarge) => fault,
+        _ => &reason.meaning(),
     };
     let text = format!("{word}: {sentence}");
     let mut response = if grpc {
@@ -124,10 +128,11 @@ pub fn reply(failure: &Failure, grpc: bool) -> Response<Body> {
             .source
             .as_ref()
             .is_some_and(|source| matches!(source.downcast_ref::<BodyError>(), Some(BodyError::TooSlow)));
-        *response.status_mut() = match violation {
-            Some(violation) => violation.status(),
-            None if too_slow => StatusCode::REQUEST_TIMEOUT,
-            None => status(reason),
+        *response.status_mut() = match (violation, fault) {
+            (Some(violation), _) => violation.status(),
+            (None, Some(fault)) if matches!(reason, Reason::BadRequest | Reason::HeadTooLarge) => fault.status(),
+            _ if too_slow => StatusCode::REQUEST_TIMEOUT,
+            _ => status(reason),
         };
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         response

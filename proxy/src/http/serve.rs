@@ -1,9 +1,8 @@
 //! One downstream connection, from its first request to its end. hyper's server types are known here and nowhere else.
 //!
-//! Called by the journeys with a stream whose version is known. hyper reads heads and frames bodies; this file sets its limits and
-//! adds what it does not have: the time for a head apart from the time between requests, age, number of requests, and the
-//! graceful end of all these. A stricter reader of the bytes (or another HTTP/1 codec) goes between `io` and hyper, where `Watched` is.
-//! hyper's server cannot pass interim responses on; it sends 100-continue itself when the body is first read.
+//! Called by the journeys with a stream whose version is known. HTTP/1 is served by our own codec (`http1/server.rs`), HTTP/2 by
+//! hyper, to which this file adds what it does not have: the time for the preface, age, number of requests, and the graceful
+//! end of all these. Both end a connection in the same way:
 //!
 //! ```text
 //! silent --first byte--> head --request--> in flight --last response ends--> between requests --first byte--> head ..
@@ -25,21 +24,21 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     rt::Executor,
-    server::conn::{http1, http2},
+    server::conn::http2,
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     Body,
     body::{Observer, TrailerLimit},
     frames::FrameBudget,
-    reply,
+    http1::{Broken, chunked::ChunkLimits, head::HeadLimits, server},
 };
 use crate::{
     detect::Detected,
@@ -69,7 +68,7 @@ impl Version {
 /// Prepared once from the settings; shared by connections. How fast bodies must come is not in here: whether that may be asked
 /// depends on the request (`Body::with_idle_limit`).
 pub struct ServeSettings {
-    http1: http1::Builder,
+    http1: server::Rules,
     http2: http2::Builder<Tasks>,
     trailers: TrailerLimit,
     requests: u64,
@@ -87,17 +86,15 @@ impl ServeSettings {
     }
 
     fn from_parts(limits: &Limits, timeouts: &Timeouts, mesh_peer: bool) -> Self {
-        let mut http1 = http1::Builder::new();
-        http1
-            .timer(TokioTimer::new())
-            // hyper's clock also runs between requests; ours tells the two apart.
-            .header_read_timeout(None)
-            .max_header_size(limits.http1_head_bytes)
-            .max_buf_size(limits.connection_buffer_bytes.max(limits.http1_head_bytes).max(MIN_BUFFER_BYTES));
-        if limits.header_fields != HYPER_HEADER_FIELDS {
-            // Any call, even with the default, moves the table of fields from the stack to the heap.
-            http1.max_headers(limits.header_fields);
-        }
+        let http1 = server::Rules {
+            head: http1_head(limits),
+            chunks: http1_chunks(limits),
+            requests: limits.requests_per_connection,
+            first_byte: timeouts.first_byte,
+            head_time: timeouts.head,
+            idle: timeouts.idle,
+            age: timeouts.connection_age,
+        };
         let mut http2 = http2::Builder::new(Tasks);
         http2
             .timer(TokioTimer::new())
@@ -124,22 +121,60 @@ impl ServeSettings {
     }
 }
 
-/// hyper panics below this.
-const MIN_BUFFER_BYTES: usize = 8192;
-const HYPER_HEADER_FIELDS: usize = 100;
+/// The bounds of an HTTP/1 head, for both ends of a connection.
+pub const fn http1_head(limits: &Limits) -> HeadLimits {
+    HeadLimits { bytes: limits.http1_head_bytes, fields: limits.header_fields, target_bytes: limits.uri_bytes }
+}
+
+/// The bounds of chunked content, for both ends of a connection.
+pub const fn http1_chunks(limits: &Limits) -> ChunkLimits {
+    ChunkLimits {
+        extension_bytes: limits.chunk_extension_bytes,
+        trailers: HeadLimits { bytes: limits.trailer_bytes, fields: limits.trailer_fields, target_bytes: 0 },
+    }
+}
+
+/// Why a connection broke.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Http1(#[from] Broken),
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
+
 /// RFC 9113 §6.9.1.
 const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 /// Serves one connection to its end, or until it has become another protocol (then the upgrade has the stream).
 ///
 /// The handler's future is dropped when the connection breaks, the client resets the stream or, on HTTP/1, ends its side: a request
-/// nobody waits for is not carried on. Dropping this future closes the connection at once. When `drain` fires, requests in flight are still answered. The request keeps hyper's extensions for upgrades.
+/// nobody waits for is not carried on. Dropping this future closes the connection at once. When `drain` fires, requests in flight are
+/// still answered. `upgrade::take` finds the way out of HTTP in the request's extensions.
 ///
 /// # Errors
-/// hyper's, when the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
+/// When the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
 pub async fn serve<S, H, F>(
     io: S,
     version: Version,
+    settings: &ServeSettings,
+    drain: DrainWatch,
+    handler: H,
+) -> Result<(), ServeError>
+where
+    S: Stream + 'static,
+    H: Fn(Request<Body>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    match version {
+        Version::Http1 => Ok(server::serve(io, &settings.http1, drain, handler).await?),
+        // Boxed: what hyper needs for HTTP/2 would be part of every connection's future.
+        Version::Http2 => Ok(Box::pin(serve_http2(io, settings, drain, handler)).await?),
+    }
+}
+
+async fn serve_http2<S, H, F>(
+    io: S,
     settings: &ServeSettings,
     drain: DrainWatch,
     handler: H,
@@ -149,13 +184,12 @@ where
     H: Fn(Request<Body>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let activity = Arc::new(Activity::new(version, settings.requests));
-    let frames = (version == Version::Http2).then(|| FrameBudget::new(settings.control_frames));
+    let activity = Arc::new(Activity::new(settings.requests));
+    let frames = FrameBudget::new(settings.control_frames);
     let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity), frames });
     let service = {
         let activity = Arc::clone(&activity);
         let trailers = settings.trailers;
-        // Behind a pointer so that the connection may be moved out of its pin whatever the handler is.
         let handler = Arc::new(handler);
         service_fn(move |request: Request<Incoming>| {
             let in_flight = activity.begin();
@@ -163,50 +197,15 @@ where
             let handler = Arc::clone(&handler);
             async move {
                 // Called in here: a future that is handed in would be stored twice.
-                let mut response = handler(request).await;
-                // Read by hyper, which then closes; an upgrade closes HTTP anyway.
-                if in_flight.is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
+                let response = handler(request).await;
                 Ok::<_, Infallible>(response.map(|body| body.observed(in_flight)))
             }
         })
     };
-    match version {
-        Version::Http1 => {
-            let mut connection = settings.http1.serve_connection(io, service).with_upgrades();
-            match drive(Pin::new(&mut connection), &activity, settings, drain).await {
-                End::Over(result) => result,
-                End::HeadTimeout => {
-                    // Only where no earlier response can be in the way, and not to those who never asked.
-                    if activity.requests.load(Relaxed) == 0
-                        && activity.read.load(Relaxed) > 0
-                        && let Some(parts) = connection.into_parts()
-                    {
-                        tell_head_timeout(parts.io.into_inner()).await;
-                    }
-                    Ok(())
-                }
-            }
-        }
-        Version::Http2 => {
-            let connection = pin!(settings.http2.serve_connection(io, service));
-            match drive(connection, &activity, settings, drain).await {
-                End::Over(result) => result,
-                End::HeadTimeout => Ok(()),
-            }
-        }
-    }
-}
-
-/// Tries for a moment to say why; a client that does not read is closed without.
-async fn tell_head_timeout<S: Stream>(mut io: S) {
-    tokio::select! {
-        _ = async {
-            io.write_all(reply::HEAD_TIMEOUT).await?;
-            io.shutdown().await
-        } => (),
-        () = host::sleep(Duration::from_secs(1)) => (),
+    let connection = pin!(settings.http2.serve_connection(io, service));
+    match drive(connection, &activity, settings, drain).await {
+        End::Over(result) => result,
+        End::HeadTimeout => Ok(()),
     }
 }
 
@@ -286,7 +285,6 @@ enum Then {
 
 /// What a connection is doing; written where it happens, read by [`drive`].
 struct Activity {
-    version: Version,
     start: Instant,
     in_flight: AtomicUsize,
     requests: AtomicU64,
@@ -294,7 +292,7 @@ struct Activity {
     most_requests: u64,
     /// Bytes read; only as far as it matters.
     read: AtomicU64,
-    /// Microseconds after `start`, plus one, when the first byte of a head came; 0: no head has begun.
+    /// Microseconds after `start`, plus one, when the first byte of the preface came; 0: not yet, or it is whole.
     head_since: AtomicU64,
     /// Microseconds after `start` when the last request ended.
     idle_since: AtomicU64,
@@ -304,9 +302,8 @@ struct Activity {
 const HTTP2_PREFACE_BYTES: u64 = 24;
 
 impl Activity {
-    fn new(version: Version, requests: u64) -> Self {
+    fn new(requests: u64) -> Self {
         Self {
-            version,
             most_requests: requests.saturating_sub(host::random_below(requests / 10 + 1)).max(1),
             start: host::now(),
             in_flight: 0.into(),
@@ -321,42 +318,28 @@ impl Activity {
         u64::try_from(host::now().saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Some bytes came.
+    /// Some bytes came. Only the preface matters: what follows are frames of all kinds, and streams have no time for their head.
     fn read(&self, bytes: usize) {
-        match self.version {
-            // While a request is in flight they are its body, or wait for their turn.
-            Version::Http1 => {
-                if self.in_flight.load(Relaxed) == 0 && self.head_since.load(Relaxed) == 0 {
-                    self.head_since.store(self.elapsed_micros() + 1, Relaxed);
-                    self.read.store(1, Relaxed);
-                }
+        let before = self.read.load(Relaxed);
+        if before < HTTP2_PREFACE_BYTES {
+            let after = before + bytes as u64;
+            let whole = after >= HTTP2_PREFACE_BYTES;
+            if whole {
+                self.head_since.store(0, Relaxed);
+                self.idle_since.store(self.elapsed_micros(), Relaxed);
+            } else if before == 0 {
+                self.head_since.store(self.elapsed_micros() + 1, Relaxed);
             }
-            // Only the preface: what follows are frames of all kinds, and streams have no time for their head.
-            Version::Http2 => {
-                let before = self.read.load(Relaxed);
-                if before < HTTP2_PREFACE_BYTES {
-                    let after = before + bytes as u64;
-                    let whole = after >= HTTP2_PREFACE_BYTES;
-                    if whole {
-                        self.head_since.store(0, Relaxed);
-                        self.idle_since.store(self.elapsed_micros(), Relaxed);
-                    } else if before == 0 {
-                        self.head_since.store(self.elapsed_micros() + 1, Relaxed);
-                    }
-                    self.read.store(after, Relaxed);
-                }
-            }
+            self.read.store(after, Relaxed);
         }
     }
 
-    /// A head is complete.
+    /// A stream has opened.
     fn begin(self: &Arc<Self>) -> InFlight {
         self.head_since.store(0, Relaxed);
-        let requests = self.requests.fetch_add(1, Relaxed) + 1;
+        self.requests.fetch_add(1, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
-        // HTTP/2 says it with GOAWAY.
-        let is_last = self.version == Version::Http1 && requests >= self.most_requests;
-        InFlight { activity: Arc::clone(self), is_last }
+        InFlight { activity: Arc::clone(self) }
     }
 
     fn next(&self, settings: &ServeSettings, oldest: Instant, closing: bool) -> Due {
@@ -383,7 +366,6 @@ const FAR: Duration = Duration::from_secs(86_400 * 365);
 /// One request, from its head to the end of its response.
 struct InFlight {
     activity: Arc<Activity>,
-    is_last: bool,
 }
 
 impl Observer for InFlight {}
@@ -395,20 +377,9 @@ impl Drop for InFlight {
     }
 }
 
-/// The two kinds of hyper's connections.
+/// hyper's connection, whatever its service.
 trait Connection: Future<Output = Result<(), hyper::Error>> {
     fn graceful_shutdown(self: Pin<&mut Self>);
-}
-
-impl<I, V> Connection for http1::UpgradeableConnection<I, V>
-where
-    V: HttpService<Incoming, ResBody = Body>,
-    V::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    fn graceful_shutdown(self: Pin<&mut Self>) {
-        Self::graceful_shutdown(self);
-    }
 }
 
 impl<I, V> Connection for http2::Connection<I, V, Tasks>
@@ -433,17 +404,17 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
     }
 }
 
-/// The stream, with its reads noted and, on HTTP/2, its frames counted.
+/// The stream, with its reads noted and its frames counted.
 struct Watched<S> {
     io: S,
     activity: Arc<Activity>,
-    frames: Option<FrameBudget>,
+    frames: FrameBudget,
 }
 
 impl<S> Watched<S> {
     fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
-        if let (Some(frames), Poll::Ready(Ok(bytes))) = (&mut self.frames, written) {
-            frames.sent(*bytes);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.frames.sent(*bytes);
         }
     }
 }
@@ -456,12 +427,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let bytes = buffer.filled().len() - before;
         if bytes > 0 {
             this.activity.read(bytes);
-            if let Some(frames) = &mut this.frames {
-                let new = buffer.filled().get(before..).unwrap_or_default();
-                let elapsed = || Duration::from_micros(this.activity.elapsed_micros());
-                if let Err(error) = frames.received(new, elapsed) {
-                    return Poll::Ready(Err(io::Error::other(error)));
-                }
+            let new = buffer.filled().get(before..).unwrap_or_default();
+            let elapsed = || Duration::from_micros(this.activity.elapsed_micros());
+            if let Err(error) = this.frames.received(new, elapsed) {
+                return Poll::Ready(Err(io::Error::other(error)));
             }
         }
         polled

@@ -1,14 +1,18 @@
 //! CONNECT and Upgrade: requests that leave HTTP, and the two streams joined into a relay.
 //!
 //! The journeys ask [`wants_upgrade`] after `normalize`, take the downstream side with [`take`] before they forward the
-//! request, and call [`join`] or [`join_stream`] in an own task once the endpoint has agreed (101, or 2xx to CONNECT). Until then no
-//! byte of the new protocol is read: hyper keeps what has come in its buffer.
+//! request, and call [`join`] in an own task once the endpoint has agreed (101, or 2xx to CONNECT). Until then no byte of the new
+//! protocol is read.
 
 use http::{Method, Request, Version, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 
-use super::Body;
+use super::{
+    Body,
+    http1::{Parted, server::Departure},
+};
 use crate::{
     host::Stream,
     relay::{Counts, RelayError, RelayLimits, relay},
@@ -62,48 +66,55 @@ pub(super) fn has_token(headers: &http::HeaderMap, name: &header::HeaderName, to
     tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
 }
 
-/// Takes what will become the downstream stream; works for responses of an endpoint as well, through `hyper::upgrade::on`.
-pub fn take(request: &mut Request<Body>) -> OnUpgrade {
-    hyper::upgrade::on(request)
+/// A stream that will leave HTTP when the response that agrees has been written.
+pub enum Leaving {
+    Http1(oneshot::Receiver<Parted>),
+    Http2(OnUpgrade),
+}
+
+impl Leaving {
+    /// Waits until it has left.
+    ///
+    /// # Errors
+    /// When it was not agreed after all, or the connection broke.
+    pub async fn stream(self) -> Result<Box<dyn Stream>, JoinError> {
+        match self {
+            Self::Http1(parted) => parted.await.map(|io| Box::new(io) as Box<dyn Stream>).map_err(|_| JoinError::Http1),
+            Self::Http2(upgrade) => Ok(Box::new(TokioIo::new(upgrade.await.map_err(JoinError::Http2)?))),
+        }
+    }
+}
+
+/// Takes what will become the downstream stream.
+pub fn take(request: &mut Request<Body>) -> Leaving {
+    match request.extensions_mut().remove::<Departure>().and_then(|departure| departure.take()) {
+        Some(parted) => Leaving::Http1(parted),
+        None => Leaving::Http2(hyper::upgrade::on(request)),
+    }
 }
 
 /// Why two sides could not be joined, or parted early.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
+    #[error("downstream did not leave HTTP: the connection ended")]
+    Http1,
     #[error("downstream did not leave HTTP: {0}")]
-    Downstream(#[source] hyper::Error),
-    #[error("upstream did not leave HTTP: {0}")]
-    Upstream(#[source] hyper::Error),
+    Http2(#[source] hyper::Error),
     #[error(transparent)]
     Relay(#[from] RelayError),
 }
 
-/// Waits for both sides to leave HTTP, then relays until both directions have ended. `a` of the counts is downstream.
+/// Waits for the downstream side to leave HTTP, then relays until both directions have ended. `a` of the counts is downstream.
 ///
 /// # Errors
 /// [`JoinError`]; both streams are closed then.
-pub async fn join(
-    downstream: OnUpgrade,
-    upstream: OnUpgrade,
-    limits: RelayLimits,
-    counts: &Counts,
-) -> Result<(), JoinError> {
-    let upstream = upstream.await.map_err(JoinError::Upstream)?;
-    join_stream(downstream, TokioIo::new(upstream), limits, counts).await
-}
-
-/// Waits for the downstream side to leave HTTP, then relays to a stream. `a` of the counts is downstream.
-///
-/// # Errors
-/// [`JoinError`]; both streams are closed then.
-pub async fn join_stream<S: Stream>(
-    downstream: OnUpgrade,
+pub async fn join<S: Stream>(
+    downstream: Leaving,
     upstream: S,
     limits: RelayLimits,
     counts: &Counts,
 ) -> Result<(), JoinError> {
-    let downstream = downstream.await.map_err(JoinError::Downstream)?;
-    Ok(relay(TokioIo::new(downstream), upstream, limits, counts).await?)
+    Ok(relay(downstream.stream().await?, upstream, limits, counts).await?)
 }
 
 #[cfg(test)]

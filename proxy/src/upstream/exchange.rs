@@ -14,17 +14,18 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, UPGRADE},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::SEC_WEBSOCKET_KEY,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use hyper::body::Incoming;
+use smallvec::SmallVec;
 
 use super::{
     backend::{Backend, RouteBackend},
     breakers::Ticket,
     dial::{Carrier, Transport},
     endpoint::Endpoint,
+    http1::Http1,
     http2::Stream,
     lease::{Http1Lease, Lease, Need},
 };
@@ -32,7 +33,17 @@ use crate::{
     balance::load::InFlight,
     failure::{Failure, Reason, Sent},
     host,
-    http::{Body, grpc, headers, replay::Replay, reply, upgrade::Upgrade},
+    http::{
+        Body, grpc, headers,
+        http1::{
+            Parted,
+            server::Interim,
+            write::{Outgoing, Target},
+        },
+        replay::Replay,
+        reply,
+        upgrade::Upgrade,
+    },
     resilience::{
         breaker,
         call::{Answered, Attempts},
@@ -56,6 +67,8 @@ pub struct Head {
     /// End-to-end headers only; Host stands in `authority`.
     pub headers: HeaderMap,
     pub speaks: Speaks,
+    /// Where interim responses go; `None`: nowhere.
+    pub interim: Option<Interim>,
 }
 
 /// What the application speaks.
@@ -81,7 +94,7 @@ pub struct Exchange<'a> {
 /// A try that was answered.
 #[derive(Debug)]
 pub struct Answer {
-    pub response: Response<Incoming>,
+    pub response: Response<Body>,
     /// The breaker counts it as a failure.
     pub failed: bool,
     pub holds: Holds,
@@ -129,11 +142,7 @@ impl<'a> Exchange<'a> {
         self.body.is_replayable().then(|| (self.head, std::mem::replace(&mut self.body, Replay::new(Body::empty(), 0))))
     }
 
-    async fn send(
-        &mut self,
-        endpoint: &Arc<Endpoint>,
-        lease: Lease,
-    ) -> Result<(Response<Incoming>, Connection), Failure> {
+    async fn send(&mut self, endpoint: &Arc<Endpoint>, lease: Lease) -> Result<(Response<Body>, Connection), Failure> {
         match lease {
             Lease::Http2(mut stream) => {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
@@ -142,7 +151,7 @@ impl<'a> Exchange<'a> {
                     let request = self.http2_request(multiplexed)?;
                     let failure = match stream.send(request).await {
                         Ok(response) => return Ok((response, Connection::Http2(stream))),
-                        Err(unanswered) => unanswered.failure,
+                        Err(failure) => failure,
                     };
                     // RFC 9113 §6.8: a connection that says goodbye did not look at what came after. The next one takes it;
                     // that is no try, so neither policy nor budget is asked.
@@ -158,27 +167,20 @@ impl<'a> Exchange<'a> {
                 }
             }
             Lease::Http1(mut lease) => {
-                let request = self.http1_request()?;
                 let connection = lease.connection().ok_or(Reason::Internal)?;
-                let unanswered = match connection.send(request).await {
+                let failure = match self.http1_send(connection)?.await {
                     Ok(response) => return Ok((response, Connection::Http1(lease))),
-                    Err(unanswered) => unanswered,
+                    Err(failure) => failure,
                 };
-                // A pooled connection that the far side closed in the same moment: nothing was processed if nothing left.
-                if lease.reused && unanswered.failure.sent == Sent::Nothing {
-                    drop(lease);
-                    let mut fresh = Box::pin(self.route.backend.open_http1(endpoint, self.carrier)).await?;
-                    let request = match unanswered.request {
-                        Some(request) => request,
-                        None => self.http1_request()?,
-                    };
-                    let connection = fresh.connection().ok_or(Reason::Internal)?;
-                    return match connection.send(request).await {
-                        Ok(response) => Ok((response, Connection::Http1(fresh))),
-                        Err(unanswered) => Err(unanswered.failure),
-                    };
+                // A pooled connection that the far side closed in the same moment: nothing was processed if nothing arrived.
+                if !lease.reused || failure.sent != Sent::Nothing {
+                    return Err(failure);
                 }
-                Err(unanswered.failure)
+                drop(lease);
+                let mut fresh = Box::pin(self.route.backend.open_http1(endpoint, self.carrier)).await?;
+                let connection = fresh.connection().ok_or(Reason::Internal)?;
+                let response = self.http1_send(connection)?.await?;
+                Ok((response, Connection::Http1(fresh)))
             }
         }
     }
@@ -187,38 +189,42 @@ impl<'a> Exchange<'a> {
         self.body.body().ok_or_else(|| Failure::new(Reason::DownstreamBody).sent(Sent::Maybe))
     }
 
-    fn http1_request(&mut self) -> Result<Request<Body>, Failure> {
-        let mut request = Request::new(self.body()?);
+    fn http1_send(
+        &mut self,
+        connection: &mut Http1,
+    ) -> Result<impl Future<Output = Result<Response<Body>, Failure>> + Send + use<>, Failure> {
+        let body = self.body()?;
         let head = &self.head;
-        let mut method = head.method.clone();
-        let headers = request.headers_mut();
-        headers.clone_from(&head.headers);
-        let host = HeaderValue::from_str(head.authority.as_str())
-            .map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
-        headers.insert(HOST, host);
-        headers::set_attempt_count(headers, self.tried);
-        let uri = match &head.speaks {
+        let mut own: SmallVec<[(HeaderName, HeaderValue); 2]> = SmallVec::new();
+        own.push((headers::ATTEMPT_COUNT, headers::attempt_count(self.tried)));
+        let mut method = &head.method;
+        let mut target = Target::Origin(&head.path);
+        let mut upgrade = None;
+        match &head.speaks {
             Speaks::Upgrade(leaving @ (Upgrade::Http1 { protocol } | Upgrade::ExtendedConnect { protocol })) => {
                 if matches!(leaving, Upgrade::ExtendedConnect { .. }) {
                     // RFC 8441 §5: over HTTP/2 there is no key; HTTP/1.1 wants one, of 16 random bytes.
-                    method = Method::GET;
+                    method = &Method::GET;
                     let key = BASE64.encode(host::random_u128().to_be_bytes());
-                    headers
-                        .insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).unwrap_or(HeaderValue::from_static("")));
+                    let key = HeaderValue::try_from(key).unwrap_or(HeaderValue::from_static(""));
+                    own.push((SEC_WEBSOCKET_KEY, key));
                 }
-                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
                 let protocol =
                     HeaderValue::from_str(protocol).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
-                headers.insert(UPGRADE, protocol);
-                Uri::from(head.path.clone())
+                upgrade = Some(protocol);
             }
-            Speaks::Upgrade(Upgrade::Connect) => Uri::from(head.authority.clone()),
-            Speaks::Http1 | Speaks::Http2 => Uri::from(head.path.clone()),
+            Speaks::Upgrade(Upgrade::Connect) => target = Target::Authority(&head.authority),
+            Speaks::Http1 | Speaks::Http2 => {}
+        }
+        let outgoing = Outgoing {
+            method,
+            target,
+            host: &head.authority,
+            headers: &head.headers,
+            own: &own,
+            upgrade: upgrade.as_ref(),
         };
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.version_mut() = Version::HTTP_11;
-        Ok(request)
+        Ok(connection.send(&outgoing, body, head.interim.clone()))
     }
 
     fn http2_request(&mut self, multiplexed: bool) -> Result<Request<Body>, Failure> {
@@ -232,7 +238,7 @@ impl<'a> Exchange<'a> {
         *request.uri_mut() = Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
         let headers = request.headers_mut();
         headers.clone_from(&head.headers);
-        headers::set_attempt_count(headers, self.tried);
+        headers.insert(headers::ATTEMPT_COUNT, headers::attempt_count(self.tried));
         if let Some(id) = headers.get_mut(headers::REQUEST_ID) {
             // RFC 7541 §7.1.3: a value that never comes again would only push useful ones out of the compression table.
             id.set_sensitive(true);
@@ -254,7 +260,7 @@ impl<'a> Exchange<'a> {
         endpoint: &Arc<Endpoint>,
         limit: Deadline,
         now: host::Instant,
-    ) -> Result<(Response<Incoming>, Connection), Failure> {
+    ) -> Result<(Response<Body>, Connection), Failure> {
         let need = match self.head.speaks {
             Speaks::Http1 => Need::Http1,
             Speaks::Http2 => Need::Http2,
@@ -366,14 +372,22 @@ impl Exchange<'_> {
 }
 
 impl Answered for Answer {
-    type Body = Incoming;
+    type Body = Body;
 
-    fn head(&self) -> &Response<Incoming> {
+    fn head(&self) -> &Response<Body> {
         &self.response
     }
 }
 
 impl Holds {
+    /// The stream to the endpoint, after a response that agreed to leave HTTP.
+    pub fn part(&mut self) -> Option<Parted> {
+        match &mut self.connection {
+            Connection::Http1(lease) => lease.connection()?.part(),
+            Connection::Http2(_) => None,
+        }
+    }
+
     /// The response is over. `clean`: to its last byte, so that the connection can carry another request.
     pub fn finish(self, clean: bool) {
         if let Connection::Http1(lease) = self.connection
@@ -408,7 +422,7 @@ fn judge(status: StatusCode, headers: &HeaderMap) -> (Fault, breaker::Result) {
 /// The sidecar at the far side says that its application never saw the request.
 ///
 /// Only believed from one of us, over mutual TLS: that sidecar removes the header from what its application sends.
-fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Incoming>) -> Result<(), Failure> {
+fn refused_by_sidecar(endpoint: &Endpoint, response: &Response<Body>) -> Result<(), Failure> {
     if !matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. }) {
         return Ok(());
     }

@@ -1,25 +1,30 @@
-//! HTTP/1.1 to an endpoint: one request at a time. The one file with hyper's HTTP/1 client types.
+//! HTTP/1.1 to an endpoint: one request at a time, on a connection of our own codec.
 
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use http::Response;
 
 use super::dial::{Hold, Upstream};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
-    http::body::Body,
+    http::{
+        Body,
+        http1::{
+            Broken, Parted,
+            client::{Connection, Rules, Unanswered},
+            server::Interim,
+            write::Outgoing,
+        },
+        serve::{http1_chunks, http1_head},
+    },
     settings::Limits,
 };
-
-const HYPER_HEADER_FIELDS: usize = 100;
 
 /// A connection that is idle or carries one request.
 #[derive(Debug)]
 pub struct Http1 {
-    sender: http1::SendRequest<Body>,
+    connection: Connection<Upstream>,
     born: Instant,
     /// When it last became idle.
     pub idle_since: Instant,
@@ -30,68 +35,53 @@ pub struct Http1 {
     _hold: Hold,
 }
 
-/// A try that did not bring a response head.
-pub struct Unanswered {
-    pub failure: Failure,
-    /// The request, when it provably never left.
-    pub request: Option<Request<Body>>,
-}
-
 /// Starts HTTP/1.1 on a fresh connection.
-///
-/// # Errors
-/// When the connection breaks at once; nothing has been sent.
-pub async fn open(io: Upstream, limits: &Limits, max_age: Duration, hold: Hold) -> Result<Http1, Failure> {
-    let mut builder = http1::Builder::new();
-    if limits.header_fields != HYPER_HEADER_FIELDS {
-        // Any call, even with the default, moves the table of fields from the stack to the heap.
-        builder.max_headers(limits.header_fields.max(1));
-    }
-    builder.max_header_size(limits.http1_head_bytes.max(8192)).max_buf_size(limits.http1_head_bytes.max(8192));
-    let (sender, connection) = builder
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
-    host::spawn(async move {
-        // Its errors surface in the request that was under way; an idle connection may close as it likes.
-        let _ = connection.with_upgrades().await;
-    });
+pub fn open(io: Upstream, limits: &Limits, max_age: Duration, hold: Hold) -> Http1 {
+    let rules = Rules { head: http1_head(limits), chunks: http1_chunks(limits), interim: limits.interim_responses };
     let now = host::now();
-    Ok(Http1 { sender, born: now, idle_since: now, requests: 0, max_age, _hold: hold })
+    Http1 { connection: Connection::new(io, rules), born: now, idle_since: now, requests: 0, max_age, _hold: hold }
 }
 
 impl Http1 {
-    /// Whether a request may start on it right now.
+    /// Whether a request may start on it right now. Asks the socket, so a connection that the far side closed is found out here.
     pub fn is_ready(&self) -> bool {
-        self.sender.is_ready()
+        self.connection.is_ready()
     }
 
-    /// Whether it should not be kept: closed, too old, or idle for longer than `idle_limit`.
+    /// Whether it should not be kept: too old, or idle for longer than `idle_limit`.
     pub fn is_spent(&self, now: Instant, idle_limit: Duration) -> bool {
-        self.sender.is_closed()
-            || now.saturating_duration_since(self.born) >= self.max_age
+        now.saturating_duration_since(self.born) >= self.max_age
             || now.saturating_duration_since(self.idle_since) >= idle_limit
     }
 
-    /// Sends one request and waits for the response head. Dropping the future closes the connection.
+    /// Sends one request and waits for the response head. Dropping the future makes the connection unusable.
     ///
     /// # Errors
-    /// [`Unanswered`] with the request inside when it provably never left.
+    /// `sent: Nothing` when it provably never arrived.
     pub fn send(
         &mut self,
-        request: Request<Body>,
-    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
+        request: &Outgoing<'_>,
+        body: Body,
+        interim: Option<Interim>,
+    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
         self.requests = self.requests.saturating_add(1);
-        // Handed over before the future exists, so that it does not hold the request.
-        let answered = self.sender.try_send_request(request);
+        // Serialised before the future exists, so that it does not hold the request.
+        let answered = self.connection.send(request, body, interim);
         async move {
-            answered.await.map_err(|mut error| {
-                let request = error.take_message();
-                let sent = if request.is_some() { Sent::Nothing } else { Sent::Maybe };
-                let error = error.into_error();
-                let reason = if error.is_parse() { Reason::UpstreamProtocol } else { Reason::UpstreamReset };
-                Unanswered { failure: Failure::new(reason).sent(sent).because(error), request }
+            answered.await.map_err(|Unanswered { broken, untouched, upload_failed }| {
+                let reason = match &broken {
+                    _ if upload_failed => Reason::DownstreamBody,
+                    Broken::Fault(_) => Reason::UpstreamProtocol,
+                    _ => Reason::UpstreamReset,
+                };
+                let sent = if untouched { Sent::Nothing } else { Sent::Maybe };
+                Failure::new(reason).sent(sent).because(broken)
             })
         }
+    }
+
+    /// The stream, after a response that agreed to leave HTTP.
+    pub fn part(&self) -> Option<Parted> {
+        self.connection.part()
     }
 }

@@ -10,14 +10,11 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 
-use super::{
-    dial::{Hold, Upstream},
-    http1::Unanswered,
-};
+use super::dial::{Hold, Upstream};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
@@ -138,21 +135,18 @@ impl Stream {
     /// Sends one request and waits for the response head. Dropping the future resets the stream.
     ///
     /// # Errors
-    /// [`Unanswered`]: with the request inside when it never left; `sent: Nothing` as well when the peer said that
-    /// it did not look at it (RFC 9113 §8.7: REFUSED_STREAM, or a stream above the last one of GOAWAY).
-    pub fn send(
-        &self,
-        request: Request<Body>,
-    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
+    /// `sent: Nothing` when it never left, or when the peer said that it did not look at it (RFC 9113 §8.7: REFUSED_STREAM, or a
+    /// stream above the last one of GOAWAY).
+    pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
         // Handed over before the future exists, so that it does not hold the request.
         let answered = self.connection.sender.clone().try_send_request(request);
         let connection = Arc::clone(&self.connection);
         async move {
-            answered.await.map_err(|mut error| {
-                let request = error.take_message();
+            answered.await.map(|response| response.map(Body::incoming)).map_err(|mut error| {
+                let never_left = error.take_message().is_some();
                 let error = error.into_error();
                 let (reason, sent) = match h2_cause(&error) {
-                    _ if request.is_some() => {
+                    _ if never_left => {
                         connection.retired.store(true, Ordering::Relaxed);
                         (Reason::UpstreamReset, Sent::Nothing)
                     }
@@ -166,7 +160,7 @@ impl Stream {
                     Some(h2) if h2.is_library() => (Reason::UpstreamProtocol, Sent::Maybe),
                     _ => (Reason::UpstreamReset, Sent::Maybe),
                 };
-                Unanswered { failure: Failure::new(reason).sent(sent).because(error), request }
+                Failure::new(reason).sent(sent).because(error)
             })
         }
     }
@@ -194,7 +188,7 @@ fn h2_cause(error: &hyper::Error) -> Option<&h2::Error> {
 mod tests {
     use std::convert::Infallible;
 
-    use hyper::{server::conn::http2 as server, service::service_fn};
+    use hyper::{body::Incoming, server::conn::http2 as server, service::service_fn};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -244,9 +238,9 @@ mod tests {
             for send in sends {
                 match send.await.unwrap() {
                     Ok(_) => answered += 1,
-                    Err(unanswered) => {
+                    Err(failure) => {
                         refused += 1;
-                        assert_eq!(unanswered.failure.sent, Sent::Nothing, "{}", unanswered.failure);
+                        assert_eq!(failure.sent, Sent::Nothing, "{failure}");
                     }
                 }
             }

@@ -102,7 +102,7 @@ impl Backend {
         };
         let (io, _) = carrier.dial(endpoint.address, &endpoint.transport, Offer::Http1, self.connect_timeout).await?;
         let hold = (slot, carrier.telemetry.upstream_opened(carrier.direction));
-        let connection = http1::open(io, &carrier.dialer.limits, self.max_age(carrier.dialer), hold).await?;
+        let connection = http1::open(io, &carrier.dialer.limits, self.max_age(carrier.dialer), hold);
         Ok(self.lend(connection, endpoint, carrier))
     }
 

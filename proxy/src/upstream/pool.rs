@@ -56,7 +56,7 @@ impl IdleLimits {
 impl Pool {
     /// Drops what is closed, too old or idle for too long; called about once a second.
     pub fn sweep(&self, now: Instant, idle: IdleLimits) {
-        self.http1.lock().retain(|connection| !connection.is_spent(now, idle.http1));
+        self.http1.lock().retain(|connection| !connection.is_spent(now, idle.http1) && connection.is_ready());
         self.http2
             .lock()
             .connections
@@ -73,9 +73,12 @@ impl Pool {
     /// The most recently used connection that a request can start on at once.
     pub(super) fn take_idle(&self, now: Instant, idle: Duration) -> Option<Http1> {
         let mut connections = self.http1.lock();
-        connections.retain(|connection| !connection.is_spent(now, idle));
-        let place = connections.iter().rposition(Http1::is_ready)?;
-        Some(connections.remove(place))
+        loop {
+            let connection = connections.pop()?;
+            if !connection.is_spent(now, idle) && connection.is_ready() {
+                return Some(connection);
+            }
+        }
     }
 
     /// Closes one idle connection, so that its place among the backend's connections becomes free.

@@ -133,7 +133,8 @@ impl<'a> Forward<'a> {
             None if parts.version == http::Version::HTTP_2 => Speaks::Http2,
             None => Speaks::Http1,
         };
-        Ok(Head { method: parts.method, path, authority, headers: parts.headers, speaks })
+        let interim = parts.extensions.remove();
+        Ok(Head { method: parts.method, path, authority, headers: parts.headers, speaks, interim })
     }
 
     /// Applies the rule's changes to a response.

@@ -13,7 +13,6 @@ use http::{
     header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, UPGRADE},
 };
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use tracing::debug;
 
 use super::{
@@ -30,7 +29,7 @@ use crate::{
         body::{BodyError, Observer, Pace},
         grpc, headers,
         replay::Replay,
-        upgrade::{self, Upgrade},
+        upgrade::{self, Leaving, Upgrade},
     },
     relay::{Counts, RelayError, RelayLimits, relay},
     resilience::{
@@ -69,8 +68,7 @@ impl Settled {
 
     /// The response of an answered try.
     pub fn answered(answer: Answer) -> Self {
-        let (parts, body) = answer.response.into_parts();
-        Self { response: Response::from_parts(parts, Body::incoming(body)), holds: Some(answer.holds), fallback: None }
+        Self { response: answer.response, holds: Some(answer.holds), fallback: None }
     }
 
     pub const fn response_mut(&mut self) -> &mut Response<Body> {
@@ -101,7 +99,7 @@ impl Settled {
 
     /// Joins both sides when the upstream agreed to leave HTTP; the connection is then held by the join.
     #[must_use]
-    pub fn upgraded(mut self, wanted: Option<Upgrade>, downstream: Option<OnUpgrade>, settings: &Settings) -> Self {
+    pub fn upgraded(mut self, wanted: Option<Upgrade>, downstream: Option<Leaving>, settings: &Settings) -> Self {
         let (Some(wanted), Some(downstream)) = (wanted, downstream) else { return self };
         let agreed = match &wanted {
             Upgrade::Http1 { .. } | Upgrade::ExtendedConnect { .. } => {
@@ -112,13 +110,13 @@ impl Settled {
         if !agreed {
             return self;
         }
-        let upstream = hyper::upgrade::on(&mut self.response);
         let limits = RelayLimits {
             buffer_bytes: settings.limits.connection_buffer_bytes,
             idle: settings.timeouts.opaque_idle,
             half_close: settings.timeouts.half_close,
         };
-        let holds = self.holds.take();
+        let mut holds = self.holds.take();
+        let Some(upstream) = holds.as_mut().and_then(Holds::part) else { return self };
         host::spawn(async move {
             let counts = Counts::default();
             if let Err(error) = upgrade::join(downstream, upstream, limits, &counts).await {

@@ -7,7 +7,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::client::conn;
 use tokio::{
-    io::{AsyncReadExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::mpsc,
     task::JoinHandle,
 };
@@ -17,7 +17,7 @@ use crate::{
     drain::{DrainTrigger, drain},
     http::{
         body::tests::{data, fed},
-        upgrade,
+        reply, upgrade,
     },
     relay::{Counts, RelayLimits},
 };
@@ -25,7 +25,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Server {
-    task: JoinHandle<Result<(), hyper::Error>>,
+    task: JoinHandle<Result<(), ServeError>>,
     drain: DrainTrigger,
     start: Instant,
 }
@@ -110,12 +110,7 @@ async fn both_versions_carry_bodies_and_trailers() {
         trailers
     };
 
-    let (io, _server) = plain(Version::Http1, |request: Request<Body>| async {
-        let mut response = echo(request).await;
-        // hyper sends trailers over HTTP/1 only when they are announced.
-        response.headers_mut().insert("trailer", "grpc-status".parse().unwrap());
-        response
-    });
+    let (io, _server) = plain(Version::Http1, echo);
     let mut sender = http1(io).await;
     for _ in 0..3 {
         let request = Request::post("/x").header("host", "a").header("te", "trailers").header("trailer", "grpc-status");
@@ -370,7 +365,7 @@ async fn tunnel(mut request: Request<Body>) -> Response<Body> {
             writer.shutdown().await.unwrap();
         });
         let counts = Counts::default();
-        upgrade::join_stream(downstream, near, RELAY, &counts).await.unwrap();
+        upgrade::join(downstream, near, RELAY, &counts).await.unwrap();
         assert_eq!((counts.a_to_b.into_inner(), counts.b_to_a.into_inner()), (5, 5));
     });
     let mut response = Response::new(Body::empty());

@@ -1,0 +1,153 @@
+//! A byte stream with what has been read and not yet taken, and what is to be written.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio_util::io::{poll_read_buf, poll_write_buf};
+
+use super::write::CHUNK_END;
+use crate::{detect::Rewound, host::Stream};
+
+/// Heads are small, and a connection keeps this for as long as it lives.
+const FIRST_READ_BYTES: usize = 4096;
+/// Contents that fill every read are read in pieces that grow to this.
+const GREATEST_READ_BYTES: usize = 64 * 1024;
+/// Pieces up to this are copied behind what is there, so that they leave in one write, and over TLS in one record.
+const COPIED_BYTES: usize = 8 * 1024;
+/// Once so much waits to be written, no more is taken in.
+const ENOUGH_BYTES: usize = 32 * 1024;
+
+/// A stream that has left HTTP, with the bytes that had been read ahead of that.
+pub type Parted = Rewound<Box<dyn Stream>>;
+
+/// A stream with its two buffers.
+#[derive(Debug)]
+pub(super) struct Wire<S> {
+    /// `None` after the stream was taken out.
+    io: Option<S>,
+    /// Read, not yet taken.
+    pub received: BytesMut,
+    next_read: usize,
+    /// Serialised, not yet written.
+    pub outgoing: BytesMut,
+    /// Goes out behind `outgoing`, without being copied.
+    piece: Bytes,
+    /// Goes out behind `piece`.
+    piece_end: &'static [u8],
+    /// Bytes written so far, as far as the stream took them.
+    pub written: u64,
+    flushed: bool,
+}
+
+impl<S: Stream> Wire<S> {
+    pub fn new(io: S) -> Self {
+        Self {
+            io: Some(io),
+            received: BytesMut::new(),
+            next_read: FIRST_READ_BYTES,
+            outgoing: BytesMut::new(),
+            piece: Bytes::new(),
+            piece_end: b"",
+            written: 0,
+            flushed: true,
+        }
+    }
+
+    fn io(io: &mut Option<S>) -> io::Result<&mut S> {
+        io.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// The stream beneath.
+    pub fn get_ref(&self) -> Option<&S> {
+        self.io.as_ref()
+    }
+
+    /// Reads once; 0: the far side has ended.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.received.reserve(self.next_read);
+        let room = self.received.capacity() - self.received.len();
+        let read = ready!(poll_read_buf(Pin::new(Self::io(&mut self.io)?), cx, &mut self.received))?;
+        if read == room && self.next_read < GREATEST_READ_BYTES {
+            self.next_read *= 2;
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// A message is over: the next one is small again, as far as anybody knows.
+    pub fn rest(&mut self) {
+        if self.next_read > FIRST_READ_BYTES {
+            self.next_read = FIRST_READ_BYTES;
+            if self.received.is_empty() {
+                self.received = BytesMut::new();
+            }
+        }
+        if self.outgoing.is_empty() && self.outgoing.capacity() > ENOUGH_BYTES {
+            self.outgoing = BytesMut::new();
+        }
+    }
+
+    /// Whether nothing has come and the far side has not ended; for connections that carry nothing. Reads nothing unless there is
+    /// something.
+    pub fn is_quiet(&mut self) -> bool {
+        self.received.is_empty() && self.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Whether more may be taken in for writing.
+    pub fn has_room(&self) -> bool {
+        self.piece.is_empty() && self.piece_end.is_empty() && self.outgoing.len() < ENOUGH_BYTES
+    }
+
+    /// Whether something waits to be written.
+    pub fn has_outgoing(&self) -> bool {
+        !self.flushed || !self.outgoing.is_empty() || !self.has_room()
+    }
+
+    /// Takes a piece of content in; only when [`Wire::has_room`]. `chunk`: with the line end that a chunk has.
+    pub fn push(&mut self, piece: Bytes, chunk: bool) {
+        let end = if chunk { CHUNK_END } else { b"" };
+        if piece.len() <= COPIED_BYTES {
+            self.outgoing.extend_from_slice(&piece);
+            self.outgoing.extend_from_slice(end);
+        } else {
+            self.piece = piece;
+            self.piece_end = end;
+        }
+    }
+
+    /// Writes all there is.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = Self::io(&mut self.io)?;
+        loop {
+            let mut rest = (&mut self.outgoing).chain(&mut self.piece).chain(&mut self.piece_end);
+            if !rest.has_remaining() {
+                break;
+            }
+            self.flushed = false;
+            match ready!(poll_write_buf(Pin::new(&mut *io), cx, &mut rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.written += written as u64,
+            }
+        }
+        if !self.flushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends our side, after all there is has been written.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        Pin::new(Self::io(&mut self.io)?).poll_shutdown(cx)
+    }
+
+    /// Takes the stream out, with what had been read ahead; `None` the second time.
+    pub fn part(&mut self) -> Option<Rewound<S>> {
+        let first = std::mem::take(&mut self.received).freeze();
+        self.io.take().map(|io| Rewound::with(io, first))
+    }
+}
