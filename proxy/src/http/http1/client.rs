@@ -374,3 +374,6 @@ impl<S> std::fmt::Debug for Connection<S> {
         f.debug_struct("Connection").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ pub enum Fault {
     Target,
     #[error("the request target is too long")]
     TargetTooLong,
-    #[error("the version is neither HTTP/1.1 nor HTTP/1.0")]
+    #[error("the version of HTTP is neither 1.1 nor 1.0")]
     Version,
     #[error("a field continues on the next line")]
     FoldedField,

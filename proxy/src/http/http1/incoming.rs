@@ -143,6 +143,8 @@ impl http_body::Body for Incoming {
                     self.left = Some(left.saturating_sub(data.len() as u64));
                     self.over = self.left == Some(0);
                 }
+                // Nothing comes behind trailers.
+                self.over |= frame.is_trailers();
             }
             Some(Err(_)) | None => self.over = true,
         }

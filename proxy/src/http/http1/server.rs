@@ -193,15 +193,18 @@ where
         // Nobody waits for the response.
         let Some(response) = response else { return Err(Broken::incomplete()) };
         let keep = asked.keep_alive && !last && !drained_early.is_fired();
-        if link.respond(response, &asked, keep).await? == Next::Leave {
-            if let (Some(departure), Some(parted)) = (departure, link.0.lock().part()) {
-                // Whoever wanted it may be gone.
-                let _ = departure.send(parted);
+        match link.respond(response, &asked, keep).await? {
+            Next::Stay => {}
+            Next::Close => return link.close(true).await,
+            Next::Leave => {
+                if let (Some(departure), Some(parted)) = (departure, link.0.lock().part()) {
+                    // Whoever wanted it may be gone.
+                    let _ = departure.send(parted);
+                }
+                return Ok(());
             }
-            return Ok(());
         }
-        let state = link.finish(served).await?;
-        if state == Next::Close {
+        if link.finish(served).await? == Next::Close {
             return link.close(true).await;
         }
         since = host::now();
@@ -587,3 +590,6 @@ fn date() -> HeaderValue {
         value.clone()
     })
 }
+
+#[cfg(test)]
+mod tests;
