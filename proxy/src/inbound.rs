@@ -323,11 +323,17 @@ async fn answer(
     let leaving = wanted.as_ref().map(|_| upgrade::take(request));
     // The marks are promises of one sidecar to another; from anybody else it is only a header, and goes.
     let carried = headers::take_orig_proto(request.headers_mut()).filter(|_| entry.peer.is_some());
-    if let (Some(introduction), Some(peer)) = (request.headers_mut().remove(headers::PEER), &entry.peer) {
-        record.source(*entry.introduced.get_or_init(|| {
-            let introduction = introduction.to_str().unwrap_or_default();
-            residents.telemetry.labels(LabelSet::introduced(peer.identity.as_str(), introduction))
-        }));
+    let introduction = request.headers_mut().remove(headers::PEER);
+    if let Some(peer) = &entry.peer {
+        if let Some(introduction) = introduction {
+            entry.introduced.get_or_init(|| {
+                let introduction = introduction.to_str().unwrap_or_default();
+                residents.telemetry.labels(LabelSet::introduced(peer.identity.as_str(), introduction))
+            });
+        }
+        if let Some(source) = entry.introduced.get() {
+            record.source(*source);
+        }
     }
     normalize(request, &residents.settings.limits)?;
     if let Some(version) = carried {

@@ -167,8 +167,9 @@ impl<'a> Exchange<'a> {
                 }
             }
             Lease::Http1(mut lease) => {
+                let introduce = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
                 let connection = lease.connection().ok_or(Reason::Internal)?;
-                let failure = match self.http1_send(connection)?.await {
+                let failure = match self.http1_send(connection, introduce)?.await {
                     Ok(response) => return Ok((response, Connection::Http1(lease))),
                     Err(failure) => failure,
                 };
@@ -179,7 +180,7 @@ impl<'a> Exchange<'a> {
                 drop(lease);
                 let mut fresh = Box::pin(self.route.backend.open_http1(endpoint, self.carrier)).await?;
                 let connection = fresh.connection().ok_or(Reason::Internal)?;
-                let response = self.http1_send(connection)?.await?;
+                let response = self.http1_send(connection, introduce)?.await?;
                 Ok((response, Connection::Http1(fresh)))
             }
         }
@@ -192,11 +193,16 @@ impl<'a> Exchange<'a> {
     fn http1_send(
         &mut self,
         connection: &mut Http1,
+        introduce: bool,
     ) -> Result<impl Future<Output = Result<Response<Body>, Failure>> + Send + use<>, Failure> {
         let body = self.body()?;
         let head = &self.head;
         let mut own: SmallVec<[(HeaderName, HeaderValue); 2]> = SmallVec::new();
         own.push((headers::ATTEMPT_COUNT, headers::attempt_count(self.tried)));
+        if introduce && connection.requests == 0 {
+            // The far side remembers it for the connection.
+            own.push((headers::PEER, self.carrier.dialer.introduction.clone()));
+        }
         let mut method = &head.method;
         let mut target = Target::Origin(&head.path);
         let mut upgrade = None;
