@@ -6,7 +6,8 @@
 //!
 //! Order: answers to names just asked for, at once. Then updates, kind by kind in the order of [`Kind::ALL`], one unacked push for
 //! each kind; a later kind waits until the earlier ones are sent. Removals come last, kinds backwards, and only when everything
-//! that could still refer to them is replaced and acked, and nothing is refused.
+//! that could still refer to them is replaced and acked, and nothing that exists is refused or withheld. What was refused and is
+//! deleted since is in nobody's way: its removal is the remedy.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -220,7 +221,10 @@ impl Session {
             let covers = if whole { self.covered(kind) } else { None };
             return Some(self.respond(kind, &mine.updates[..count], &[], false, covers));
         }
-        if self.kinds.iter().any(|k| !k.unacked.is_empty() || k.subscription.has_refused() || !k.withheld.is_empty()) {
+        let waits = |(state, owed): (&KindState, &Owed)| {
+            !state.unacked.is_empty() || state.subscription.refuses_beside(&owed.removals) || !state.withheld.is_empty()
+        };
+        if self.kinds.iter().zip(&owed).any(waits) {
             return None;
         }
         for kind in Kind::ALL.into_iter().rev() {

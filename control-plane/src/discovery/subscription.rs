@@ -289,10 +289,14 @@ impl Subscription {
     pub fn acked(&mut self, name: &str, version: &Arc<str>) {
         if let Some(held) = self.held.get_mut(name) {
             held.acked = Some(Arc::clone(version));
+            // One version may travel twice, to a name asked for again: the last word about it counts.
+            if held.sent == *version {
+                held.refused = None;
+            }
         }
     }
 
-    /// The proxy keeps what it had.
+    /// The proxy keeps what it had; of a version that is not the last one sent, this says nothing any more.
     pub fn refused(&mut self, name: &str, version: &Arc<str>, refusal: Refusal) {
         if let Some(held) = self.held.get_mut(name)
             && held.sent == *version
@@ -319,6 +323,11 @@ impl Subscription {
     /// Is a resource held in a version that was refused?
     pub fn has_refused(&self) -> bool {
         self.held.values().any(|held| held.refused.is_some())
+    }
+
+    /// Is one refused that is not about to be removed? What the proxy has instead of it may refer to anything that was ever there.
+    pub fn refuses_beside(&self, removals: &[Arc<str>]) -> bool {
+        self.held.iter().any(|(name, held)| held.refused.is_some() && !removals.contains(name))
     }
 
     fn everything(&self) -> bool {

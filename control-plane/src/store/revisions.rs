@@ -480,7 +480,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 10))]
         #[test]
         fn every_kept_revision_reads_as_it_was(
             edits in proptest::collection::vec(proptest::collection::vec((0..4_u8, 0..4_u32), 1..4), 1..14),

@@ -47,8 +47,8 @@ struct Entry {
     id: String,
     kind: Kind,
     outcome: Outcome,
+    began: Instant,
     ended: Instant,
-    took: Duration,
 }
 
 /// Both sides.
@@ -77,8 +77,8 @@ impl Ledger {
         format!("{}-{:06}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub fn note(&self, id: String, kind: Kind, outcome: Outcome, took: Duration) {
-        self.entries.lock().unwrap().push(Entry { id, kind, outcome, ended: Instant::now(), took });
+    pub fn note(&self, id: String, kind: Kind, outcome: Outcome, began: Instant) {
+        self.entries.lock().unwrap().push(Entry { id, kind, outcome, began, ended: Instant::now() });
     }
 
     /// Answers so far.
@@ -97,10 +97,20 @@ impl Ledger {
         failed.map(|entry| format!("{} {:?} {:?}", entry.id, entry.kind, entry.outcome)).collect()
     }
 
+    /// Answers by each application to requests that began at `since` or later: what was under way before says nothing of what
+    /// holds since.
+    pub fn shares_of_begun(&self, since: Instant) -> BTreeMap<String, usize> {
+        self.answers_by(|entry| entry.began >= since)
+    }
+
     /// Answers by each application since `since`.
     pub fn shares(&self, since: Instant) -> BTreeMap<String, usize> {
+        self.answers_by(|entry| entry.ended >= since)
+    }
+
+    fn answers_by(&self, wanted: impl Fn(&Entry) -> bool) -> BTreeMap<String, usize> {
         let mut shares = BTreeMap::new();
-        for entry in self.entries.lock().unwrap().iter().filter(|entry| entry.ended >= since) {
+        for entry in self.entries.lock().unwrap().iter().filter(|entry| wanted(entry)) {
             if let Outcome::Answered(by) = &entry.outcome {
                 *shares.entry(by.clone()).or_default() += 1;
             }
@@ -119,7 +129,8 @@ impl Ledger {
         }
         let mut verdict = Verdict::default();
         let mut times = Vec::new();
-        for Entry { id, kind, outcome, ended, took } in &entries {
+        for Entry { id, kind, outcome, began, ended } in &entries {
+            let took = ended.duration_since(*began);
             verdict.requests += 1;
             let seen = records.get(id).map_or(&[][..], Vec::as_slice);
             let tell = |what: &str| {
@@ -142,7 +153,7 @@ impl Ledger {
                 Outcome::Answered(_) if seen.is_empty() => verdict.lost.push(tell("LOST")),
                 Outcome::Answered(_) => {
                     verdict.answered += 1;
-                    times.extend((*kind != Kind::Stream).then_some(*took));
+                    times.extend((*kind != Kind::Stream).then_some(took));
                 }
                 Outcome::Silent => verdict.lost.push(tell("LOST")),
                 Outcome::Refused(..) | Outcome::Broken(_) if *kind == Kind::Post => {
@@ -153,7 +164,7 @@ impl Ledger {
                 Outcome::Wrong(_) => verdict.wrong.push(tell("WRONG")),
                 Outcome::NotSent => verdict.not_sent += 1,
             }
-            verdict.longest = verdict.longest.max(*took);
+            verdict.longest = verdict.longest.max(took);
         }
         times.sort_unstable();
         verdict.median = times.get(times.len() / 2).copied().unwrap_or_default();

@@ -116,7 +116,7 @@ impl Client {
                 5 => Kind::Stream,
                 _ => Kind::Get,
             };
-            let (id, started) = (self.ledger.id(), Instant::now());
+            let (id, began) = (self.ledger.id(), Instant::now());
             let outcome = tokio::time::timeout(DEADLINE, self.ask(&id, kind)).await.unwrap_or_else(|_| {
                 self.sender = None;
                 Outcome::Silent
@@ -124,7 +124,7 @@ impl Client {
             if !matches!(outcome, Outcome::Answered(_) | Outcome::Refused(..)) {
                 self.sender = None;
             }
-            self.ledger.note(id, kind, outcome, started.elapsed());
+            self.ledger.note(id, kind, outcome, began);
             tokio::time::sleep(pause).await;
         }
     }

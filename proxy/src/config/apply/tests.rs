@@ -143,7 +143,7 @@ fn deliver(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
 
     /// Messages of different kinds overtake each other: no order may lead to another mesh, nor through a broken one.
     #[test]
