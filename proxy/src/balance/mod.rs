@@ -24,18 +24,30 @@ use smallvec::SmallVec;
 pub trait Candidate {
     /// Relative share, at least 1; 0 counts as 1.
     fn weight(&self) -> u32;
-    /// Cost of one more request: latency times load.
-    fn cost(&self) -> f64;
+    /// Cost of one more request.
+    fn cost(&self) -> Cost;
     /// Health first, then ejection.
     fn standing(&self) -> Standing;
 
     /// Cost of one more request on one part of an endpoint that is seen as `weight` equal parts; `part` is below the weight.
     ///
-    /// Asked for instead of [`Candidate::cost`] when weights differ. The default divides the cost by the weight, which
-    /// holds under load; idle endpoints then all go to the heavier of two. [`load::Load::part_cost`] is right in both.
-    fn part_cost(&self, part: u32) -> f64 {
-        let _ = part;
-        self.cost() / f64::from(self.weight().max(1))
+    /// Asked for instead of [`Candidate::cost`] when weights differ.
+    fn part_cost(&self, part: u32) -> Cost;
+}
+
+/// What one more request would cost: latency times load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Time until an answer, as far as it is known; in any unit, the same for all.
+    pub latency: f64,
+    /// Requests under way there now.
+    pub in_flight: u32,
+}
+
+impl Cost {
+    /// Latency times one more than what is under way.
+    pub fn total(self) -> f64 {
+        self.latency * (f64::from(self.in_flight) + 1.0)
     }
 }
 
@@ -221,16 +233,16 @@ mod tests {
             self.weight
         }
 
-        fn cost(&self) -> f64 {
-            self.latency * f64::from(self.in_flight + 1)
+        fn cost(&self) -> Cost {
+            Cost { latency: self.latency, in_flight: self.in_flight }
         }
 
         fn standing(&self) -> Standing {
             self.standing
         }
 
-        fn part_cost(&self, part: u32) -> f64 {
-            self.latency * f64::from(load::on_part(self.in_flight, self.weight, part) + 1)
+        fn part_cost(&self, part: u32) -> Cost {
+            Cost { latency: self.latency, in_flight: load::on_part(self.in_flight, self.weight, part) }
         }
     }
 
@@ -353,10 +365,10 @@ mod tests {
     }
 
     #[test]
-    fn the_cheaper_of_two_wins() {
+    fn the_clearly_cheaper_of_two_wins() {
         // With two endpoints both are always asked, so the slow one gets nothing while it is slower.
         let mut two = endpoints(&[1, 1]);
-        two[0].latency = 2.0;
+        two[0].latency = 2.5;
         let mut picker = Picker::new(Algorithm::LeastRequest);
         assert_eq!(picker.reached(&two, 100), Ok(vec![1]));
         two[1].in_flight = 2;
