@@ -362,7 +362,21 @@ spec:
 
 /// The application of one replica hangs and comes back.
 pub async fn application_hangs(plan: Plan) {
-    let mesh = Mesh::start(plan, PATIENCE).await;
+    hang(plan, PATIENCE).await;
+}
+
+/// The same without a rule about ejection: the sidecar's own settings put the endpoint aside.
+pub async fn application_hangs_without_a_rule(mut plan: Plan) {
+    let (route, _) = PATIENCE.split_once("---").unwrap();
+    let caller = plan.places.iter_mut().find(|place| place.name == "caller").unwrap();
+    for setting in ["ejection.consecutive_failures=2", "ejection.base_time=1s"] {
+        caller.flags.extend(["--set", setting].map(str::to_owned));
+    }
+    hang(plan, route).await;
+}
+
+async fn hang(plan: Plan, rules: &str) {
+    let mesh = Mesh::start(plan, rules).await;
     let caller = mesh.place("caller").admin.clone();
     let load = load(&mesh);
     wait(500).await;

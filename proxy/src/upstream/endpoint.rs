@@ -94,6 +94,8 @@ impl EndpointState {
         let is_unready = health == Health::Unready;
         if self.was_unready.swap(is_unready, Ordering::Relaxed) && !is_unready {
             self.load.forget();
+            self.record.lock().forget();
+            self.ejected.store(false, Ordering::Relaxed);
         }
     }
 
