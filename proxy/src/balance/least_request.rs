@@ -6,8 +6,8 @@
 //! flight follows the weights.
 //!
 //! Cheaper means latency times load. Where the load is the same, only a latency that is less than half of the other's wins;
-//! otherwise the drawing alone decides. A latency that jumps to every peak is never quite the same on two equal endpoints,
-//! and without that margin traffic of one request at a time would go to one of them for seconds.
+//! otherwise the drawing alone decides. Latencies are never quite the same on two equal endpoints, and without that margin
+//! traffic of one request at a time would all go to the one that is quicker by a hair.
 
 use super::{Candidate, Cost, Share, Standing, Usable, equal_weight};
 
@@ -143,12 +143,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn equal_endpoints_share_sequential_traffic() {
         // One client that asks one question after the other would keep one replica busy and the others idle.
+        // Answers that take now this, now that; and steady ones of which the last endpoint's take a little longer.
         let noisy = |_: usize, random: f64| Duration::from_micros(500 - (random.max(1e-9).ln() * 500.0) as u64);
+        let steady =
+            |index: usize, random: f64| Duration::from_micros(1000 + 100 * index as u64 + (random * 50.0) as u64);
         for count in [2, 3, 5] {
-            let shares = sequential_shares(count, 20_000, noisy).await;
-            println!("{count} equal endpoints: {shares:.3?}");
-            let fair = 1.0 / count as f64;
-            assert!(shares.iter().all(|share| (share / fair - 1.0).abs() < 0.25), "{shares:?}");
+            for shares in
+                [sequential_shares(count, 20_000, noisy).await, sequential_shares(count, 20_000, steady).await]
+            {
+                println!("{count} equal endpoints: {shares:.3?}");
+                let fair = 1.0 / count as f64;
+                assert!(shares.iter().all(|share| (share / fair - 1.0).abs() < 0.25), "{shares:?}");
+            }
         }
     }
 
