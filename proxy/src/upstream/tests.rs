@@ -262,8 +262,8 @@ mod joining {
     fn an_unused_state_is_not_kept() {
         // A mesh whose services come and go all day would grow for ever.
         let upstreams = upstreams(None);
-        let mut breaking = Policy::default();
-        breaking.breaker = Some(Arc::new(BreakerPolicy::named("shop/api")));
+        let breaker = Some(Arc::new(BreakerPolicy::named("shop/api")));
+        let breaking = Policy { breaker, ..Policy::default() };
         let first = upstreams.join(view(&[Arc::new(with_policy(service("api", Vec::new()), breaking))]), None);
         assert_eq!(upstreams.breakers().len(), 1);
         let state = Arc::downgrade(&backend(&first, "api").state);
