@@ -1,7 +1,8 @@
 //! From a change to the next catalogue: store and registry -> mesh -> resources -> sessions. One task.
 //!
-//! Changes of configuration are collected for a moment; health, draining and removals of workloads are not. A run takes what there
-//! is when it starts, so changes that come while one is under way become the next one, however many they are.
+//! Changes of configuration are collected for a moment, a burst of them for about as long as a run takes; health, draining and
+//! removals of workloads are not. A run takes what there is when it starts, so changes that come while one is under way become
+//! the next one, however many they are.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,7 +24,7 @@ use crate::{
     model::{Inputs, Mesh, MeshSettings, needs_virtual_address},
     registry::Registry,
     settings::Limits,
-    store::{Store, StoreError, StoredObject},
+    store::{Found, Store, StoreError, StoredObject},
     telemetry::Metrics,
     validate::Problem,
 };
@@ -139,11 +140,16 @@ pub struct Parsed {
 impl Pipeline {
     /// Runs until `stop`. A run that fails is repeated after a second; what proxies have stays as it is meanwhile.
     pub async fn run(mut self, stop: CancellationToken) {
+        let Limits { debounce_quiet, debounce_max, .. } = self.limits;
+        let mut last_run = Duration::ZERO;
         loop {
+            // Waiting for more of a burst saves runs and costs time: no more than a run costs.
+            let longest = last_run.min(debounce_max).max(debounce_quiet);
             let urgent = tokio::select! {
                 () = stop.cancelled() => return,
-                urgent = self.signal.collected(self.limits.debounce_quiet, self.limits.debounce_max) => urgent,
+                urgent = self.signal.collected(debounce_quiet, longest) => urgent,
             };
+            let started = Instant::now();
             if urgent { &self.metrics.triggers_endpoint } else { &self.metrics.triggers_config }.add(1);
             if let Err(error) = self.step_aside() {
                 tracing::error!(%error, "cannot work out what proxies must know; they keep what they have");
@@ -153,6 +159,7 @@ impl Pipeline {
                     () = tokio::time::sleep(Duration::from_secs(1)) => signal.soon(),
                 }
             }
+            last_run = started.elapsed();
         }
     }
 
@@ -170,10 +177,10 @@ impl Pipeline {
     /// When the store cannot be read.
     pub fn step(&mut self) -> Result<(), StoreError> {
         let started = Instant::now();
-        let newest = self.store.newest()?;
-        if self.parsed.revision != Some(newest) {
-            self.read_objects(newest)?;
+        if self.parsed.revision != Some(self.store.newest()?) {
+            self.read_objects()?;
         }
+        let newest = self.parsed.revision.unwrap_or_default();
         let (generation, workloads) = self.registry.workloads();
         let objects: Vec<Arc<Object>> = self.parsed.by_key.values().map(|(_, object)| Arc::clone(object)).collect();
         let inputs = Inputs {
@@ -197,21 +204,27 @@ impl Pipeline {
         Ok(())
     }
 
-    fn read_objects(&mut self, newest: u64) -> Result<(), StoreError> {
+    /// Takes in what changed since the last time.
+    fn read_objects(&mut self) -> Result<(), StoreError> {
+        let (newest, found) = self.store.newer(|key| self.parsed.by_key.get(key).map(|(revision, _)| *revision))?;
+        // Not complete until the end: after an error in between, this runs again.
+        self.parsed.revision = None;
         let mut old = std::mem::take(&mut self.parsed.by_key);
-        for stored in self.store.objects(None)? {
-            let object = match old.remove(&stored.key) {
-                Some((revision, object)) if revision == stored.revision => object,
-                _ => match parse(&stored) {
-                    Ok(object) => Arc::new(object),
+        for found in found {
+            match found {
+                Found::Known(key) => {
+                    if let Some(known) = old.remove(&key) {
+                        self.parsed.by_key.insert(key, known);
+                    }
+                }
+                Found::Newer(stored) => match parse(&stored) {
+                    Ok(object) => drop(self.parsed.by_key.insert(stored.key, (stored.revision, Arc::new(object)))),
+                    // Written by a version that knew more: the rest of the mesh goes on without it.
                     Err(reason) => {
-                        // Written by a version that knew more: the rest of the mesh goes on without it.
                         tracing::error!(object = %stored.key, reason, "a stored object cannot be read; it has no effect");
-                        continue;
                     }
                 },
-            };
-            self.parsed.by_key.insert(stored.key, (stored.revision, object));
+            }
         }
         let objects: Vec<Arc<Object>> = self.parsed.by_key.values().map(|(_, object)| Arc::clone(object)).collect();
         let needy = needs_virtual_address(&objects, &self.settings);

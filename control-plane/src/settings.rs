@@ -63,7 +63,8 @@ pub struct Limits {
     /// Quiet time that ends the collecting of configuration changes. Default 1 ms: what comes while a run is under way is
     /// collected anyway, so a longer wait only makes single changes slower.
     pub debounce_quiet: Duration,
-    /// Longest time that a configuration change is held back. Default 100 ms.
+    /// Longest time that a configuration change is held back while others keep coming, where the last run took that long; a
+    /// shorter run, a shorter time. Default 10 ms.
     pub debounce_max: Duration,
     /// Longest wait until the peers of a draining workload have stopped. Default 5 s.
     pub drain_confirmation: Duration,

@@ -75,6 +75,12 @@ async fn a_hanging_application_is_avoided() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hanging_application_is_avoided_without_a_rule() {
+    // Whoever wrote no DestinationRule would have no ejection, and that is nearly everybody.
+    scenarios::application_hangs_without_a_rule(Plan::explicit(REPLICAS)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_endpoint_gets_less() {
     // One slow replica would make a third of all requests slow.
     scenarios::slow_endpoint(Plan::explicit(REPLICAS)).await;

@@ -15,8 +15,8 @@ use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use crate::settings::{
-    AccessLog, ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings,
-    RuntimeKind, Settings, TelemetrySettings, Timeouts, overlay,
+    AccessLog, ControlPlane, DrainSettings, EjectionSettings, InboundListener, Limits, Listeners, LocalListener,
+    NodeSettings, RuntimeKind, Settings, TelemetrySettings, Timeouts, overlay,
 };
 
 /// Flags of a sidecar.
@@ -362,6 +362,7 @@ pub fn defaults() -> Settings {
         control_plane: None,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        ejection: EjectionSettings::default(),
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: None,

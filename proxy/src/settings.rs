@@ -6,6 +6,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::resilience::ejection::EjectionPolicy;
+
 pub mod overlay;
 
 /// Everything.
@@ -16,6 +18,8 @@ pub struct Settings {
     pub control_plane: Option<ControlPlane>,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    #[serde(default)]
+    pub ejection: EjectionSettings,
     pub telemetry: TelemetrySettings,
     pub drain: DrainSettings,
     /// How worker threads share the work. Default: thread per core.
@@ -173,8 +177,8 @@ pub struct Limits {
     pub http2_connection_window_bytes: u32,
     /// Streams reset by the peer before we looked at them. Default 20.
     pub http2_pending_resets: usize,
-    /// HTTP/2 control frames (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) without a request before the connection is
-    /// closed; carried bytes and time earn new ones. Default 1000.
+    /// HTTP/2 control frames (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) without a request, or from an endpoint without a
+    /// response, before the connection is closed; carried bytes and time earn new ones. Default 1000.
     pub http2_control_frames: u32,
     /// Streams reset by us for the peer's errors. Default 100.
     pub http2_local_resets: usize,
@@ -303,6 +307,44 @@ impl Default for Timeouts {
             opaque_idle: Duration::from_secs(3600),
             half_close: Duration::from_secs(3600),
         }
+    }
+}
+
+/// When an endpoint is put aside where no DestinationRule with `outlierDetection` says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EjectionSettings {
+    /// Failures in a row that put an endpoint aside: not reached, broken off, or answered with 502, 503 or 504. Other answers are
+    /// the application's own and do not count. Default 5; zero: nothing is put aside.
+    pub consecutive_failures: u32,
+    /// Time aside at first; each further time that much longer, up to 300 s. Default 10 s.
+    #[serde(with = "seconds")]
+    pub base_time: Duration,
+    /// Most endpoints of a backend that are aside at once, in percent; one of two may always be. Default 50.
+    pub max_percent: u32,
+    /// Panic threshold: when less than this share of a backend's endpoints is ready and not aside, in percent, those aside are
+    /// used again. Default 50; zero: never.
+    pub panic_percent: u32,
+}
+
+impl Default for EjectionSettings {
+    fn default() -> Self {
+        Self { consecutive_failures: 5, base_time: Duration::from_secs(10), max_percent: 50, panic_percent: 50 }
+    }
+}
+
+impl EjectionSettings {
+    /// The policy of every backend without one of its own; `None`: off.
+    pub fn policy(&self) -> Option<EjectionPolicy> {
+        (self.consecutive_failures > 0).then(|| EjectionPolicy {
+            consecutive_5xx: 0,
+            consecutive_gateway_errors: self.consecutive_failures,
+            consecutive_local_failures: 0,
+            split_local_errors: false,
+            base_ejection_time: self.base_time,
+            max_ejection_percent: self.max_percent,
+            min_health_percent: self.panic_percent,
+            ..EjectionPolicy::default()
+        })
     }
 }
 

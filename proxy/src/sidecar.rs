@@ -145,6 +145,7 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
             workers,
             Arc::clone(&telemetry),
             settings.listeners.transparent.as_ref().and_then(|transparent| transparent.address),
+            settings.ejection.policy(),
         ),
         telemetry,
         demand: demand.clone(),

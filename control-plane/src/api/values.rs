@@ -4,10 +4,6 @@ use std::time::Duration;
 
 /// Longest duration that is accepted: about 31 years, so that no sum of them overflows.
 const LONGEST: Duration = Duration::from_secs(1_000_000_000);
-/// Longest regular expression, in bytes.
-const REGEX_LIMIT_BYTES: usize = 1024;
-/// Largest compiled size of a regular expression, in bytes: a little below the sidecar's limit, which also counts the anchors it adds.
-const REGEX_SIZE_LIMIT_BYTES: usize = (1 << 20) - (64 << 10);
 
 /// How a field writes durations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,20 +222,9 @@ pub(crate) fn path_fault(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Why a regular expression is refused; `None` for good ones. The sidecar's engine, so that it never refuses what passed here.
+/// Why a regular expression is refused; `None` for good ones. The sidecar's own answer: it never refuses what passed here.
 pub(crate) fn regex_fault(pattern: &str) -> Option<String> {
-    if pattern.len() > REGEX_LIMIT_BYTES {
-        return Some(format!("it is longer than {REGEX_LIMIT_BYTES} bytes"));
-    }
-    let config = regex_automata::meta::Config::new().nfa_size_limit(Some(REGEX_SIZE_LIMIT_BYTES));
-    match regex_automata::meta::Builder::new().configure(config).build(pattern) {
-        Ok(_) => None,
-        Err(error) => {
-            let text = error.syntax_error().map_or_else(|| error.to_string(), ToString::to_string);
-            let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it cannot be compiled");
-            Some(last.trim().trim_start_matches("error: ").to_owned())
-        }
-    }
+    outrigger_proxy::route::check_regex(pattern).err().map(|error| error.reason())
 }
 
 /// `snake_case` to `lowerCamel`.

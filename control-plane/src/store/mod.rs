@@ -1,11 +1,13 @@
 //! The embedded store: objects with every revision, join tokens, virtual addresses, registered workloads.
 //!
-//! One redb file in the data directory. Every change is one transaction that is on disk when the call returns: all of it or none.
+//! One redb file in the data directory. Every change is on disk when the call returns, all of it or none; changes that come at once
+//! share one wait for the disk.
 //! A revision is a number with parent, author, time, message and changes; nothing is ever overwritten, so history, diff and
 //! rollback (which is a new revision) need no second copy. All calls block on the disk; asynchronous callers use
 //! `spawn_blocking` for those that write.
 
 mod addresses;
+mod group_commit;
 mod revisions;
 mod tokens;
 mod workloads;
@@ -18,7 +20,7 @@ use std::{
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
-pub use revisions::{Action, Change, Edit, Revision, StoredObject, Written, without_server_fields};
+pub use revisions::{Action, Change, Edit, Found, Revision, StoredObject, Written, without_server_fields};
 pub use tokens::TokenRecord;
 pub use workloads::StoredWorkload;
 
@@ -33,6 +35,7 @@ const LAYOUT: u64 = 1;
 pub struct Store {
     database: Database,
     history_limit: u64,
+    group: group_commit::GroupCommit,
 }
 
 /// Why the store did not do it. Nothing was changed.
@@ -94,7 +97,7 @@ impl Store {
         addresses::create_tables(&transaction)?;
         workloads::create_tables(&transaction)?;
         transaction.commit()?;
-        Ok(Self { database, history_limit: history_limit.max(1) })
+        Ok(Self { database, history_limit: history_limit.max(1), group: group_commit::GroupCommit::default() })
     }
 
     fn read(&self) -> Result<redb::ReadTransaction, StoreError> {

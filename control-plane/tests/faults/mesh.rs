@@ -27,6 +27,9 @@ use super::{
 /// Port of every service, as its callers name it.
 pub const SERVICE_PORT: u16 = 9080;
 pub const CONTROL_PLANE: &str = "control-plane";
+/// Environment variables: a program to test instead of the one just built, and where its data goes, to test with a disk.
+const PROGRAM: &str = "OUTRIGGER_TEST_PROGRAM";
+const FOLDER: &str = "OUTRIGGER_TEST_FOLDER";
 
 /// Where one workload is.
 #[derive(Clone, Debug)]
@@ -195,9 +198,16 @@ impl Mesh {
         let turn = TURN.lock().await;
         // On memory where there is some: the store syncs at each revision, and disks differ.
         let memory = Path::new("/dev/shm");
-        let keeps_identity = memory.is_dir();
-        let folder = if keeps_identity { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_outrigger"));
+        let asked = std::env::var_os(FOLDER).map(PathBuf::from);
+        let keeps_identity = asked.is_none() && memory.is_dir();
+        let folder = match asked {
+            Some(asked) => tempfile::tempdir_in(asked),
+            None if keeps_identity => tempfile::tempdir_in(memory),
+            None => tempfile::tempdir(),
+        }
+        .unwrap();
+        let built = || PathBuf::from(env!("CARGO_BIN_EXE_outrigger"));
+        let mut program = std::env::var_os(PROGRAM).map_or_else(built, PathBuf::from);
         if plan.sidecar_user.is_some() {
             use std::os::unix::fs::PermissionsExt as _;
             // Another user must reach it; a home folder is often closed to others.

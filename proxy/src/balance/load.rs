@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use super::Cost;
 use crate::host::{self, Instant};
 
 /// Time after which an answer counts for about a third (1/e) of what it did.
@@ -86,17 +87,16 @@ impl Load {
         InFlight { load: Arc::clone(self), started: host::now(), is_waiting: true }
     }
 
-    /// Latency times (in flight + 1).
-    pub fn cost(&self) -> f64 {
+    /// Cost of one more request; the latency in nanoseconds.
+    pub fn cost(&self) -> Cost {
         self.part_cost(1, 0)
     }
 
     /// Cost of one more request on part number `part` of an endpoint seen as `weight` equal parts: what is in flight is
     /// spread over the parts, and those with a low number have one more.
-    pub fn part_cost(&self, weight: u32, part: u32) -> f64 {
+    pub fn part_cost(&self, weight: u32, part: u32) -> Cost {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let on_part = on_part(in_flight, weight, part);
-        self.price(host::now(), in_flight) * (f64::from(on_part) + 1.0)
+        Cost { latency: self.price(host::now(), in_flight), in_flight: on_part(in_flight, weight, part) }
     }
 
     /// Latency in nanoseconds as far as it decides.
@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn millis(load: &Load) -> f64 {
-        load.cost() / 1e6
+        load.cost().total() / 1e6
     }
 
     #[tokio::test(start_paused = true)]
@@ -283,8 +283,8 @@ mod tests {
         let requests: Vec<_> = (0..3).map(|_| load.start()).collect();
         assert_eq!(millis(&load), 40.0);
         // Three in flight on two parts: two and one.
-        assert_eq!(load.part_cost(2, 0) / 1e6, 30.0);
-        assert_eq!(load.part_cost(2, 1) / 1e6, 20.0);
+        assert_eq!(load.part_cost(2, 0).total() / 1e6, 30.0);
+        assert_eq!(load.part_cost(2, 1).total() / 1e6, 20.0);
         drop(requests);
         assert_eq!((0..5).map(|part| on_part(7, 5, part)).collect::<Vec<_>>(), [2, 2, 1, 1, 1]);
         assert_eq!((on_part(0, 3, 2), on_part(2, 0, 0)), (0, 2));
@@ -296,14 +296,14 @@ mod tests {
         let known = load();
         answer_after(&known, SECOND).await;
         let new = load();
-        assert!(new.cost() < known.cost(), "the first request goes to it");
+        assert!(new.cost().total() < known.cost().total(), "the first request goes to it");
         let mut first = new.start();
-        assert!(new.cost() > known.cost() * 1e6, "the second does not");
+        assert!(new.cost().total() > known.cost().total() * 1e6, "the second does not");
         let other_new = load();
         let _two = (other_new.start(), other_new.start());
-        assert!(new.cost() < other_new.cost(), "among unknown ones, what is in flight decides");
+        assert!(new.cost().total() < other_new.cost().total(), "among unknown ones, what is in flight decides");
         first.answered(MILLI, host::now());
-        assert!(new.cost() < known.cost());
+        assert!(new.cost().total() < known.cost().total());
     }
 
     #[tokio::test(start_paused = true)]
@@ -314,9 +314,9 @@ mod tests {
         let quick = load();
         advance(100 * SECOND).await;
         answer_after(&quick, 10 * MILLI).await;
-        assert!(slow.cost() < quick.cost(), "tried again");
+        assert!(slow.cost().total() < quick.cost().total(), "tried again");
         let mut trial = slow.start();
-        assert!(slow.cost() > quick.cost(), "once");
+        assert!(slow.cost().total() > quick.cost().total(), "once");
         advance(10 * MILLI).await;
         trial.answered(10 * MILLI, host::now());
         drop(trial);
@@ -325,7 +325,7 @@ mod tests {
         let mut stream = slow.start();
         stream.answered(10 * SECOND, host::now());
         advance(100 * SECOND).await;
-        assert!(slow.cost() < quick.cost() + 10e6);
+        assert!(slow.cost().total() < quick.cost().total() + 10e6);
     }
 
     #[tokio::test(start_paused = true)]
@@ -340,9 +340,9 @@ mod tests {
             [together.0, together.1].iter_mut().for_each(|request| request.failed(now));
             advance(seconds * SECOND - 10 * MILLI).await;
             answer_after(&quick, MILLI).await;
-            assert!(back.cost() > quick.cost(), "not at once: it may still be down ({seconds})");
+            assert!(back.cost().total() > quick.cost().total(), "not at once: it may still be down ({seconds})");
             advance(20 * MILLI).await;
-            assert!(back.cost() < quick.cost(), "tried again after {seconds} s");
+            assert!(back.cost().total() < quick.cost().total(), "tried again after {seconds} s");
         }
         answer_after(&back, MILLI).await;
         assert_eq!(millis(&back), 1.0, "and its answer counts alone");
@@ -352,14 +352,14 @@ mod tests {
             answer_after(&slow, 200 * MILLI).await;
             advance(9 * SECOND).await;
             answer_after(&quick, MILLI).await;
-            assert!(slow.cost() > quick.cost());
+            assert!(slow.cost().total() > quick.cost().total());
             advance(SECOND).await;
             answer_after(&quick, MILLI).await;
-            assert!(slow.cost() < quick.cost());
+            assert!(slow.cost().total() < quick.cost().total());
         }
         back.start().failed(host::now());
         back.forget();
-        assert_eq!(back.cost(), 0.0, "like a new one");
+        assert_eq!(back.cost().total(), 0.0, "like a new one");
     }
 
     #[tokio::test(start_paused = true)]

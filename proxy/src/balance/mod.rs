@@ -4,9 +4,10 @@
 //!
 //! 1. those that are ready;
 //! 2. if there are none, those that are draining: they still accept, and nobody else does;
-//! 3. in panic, when less than `panic_percent` of the endpoints are ready (Envoy's panic threshold): all that are not
-//!    unready, and if there are none, all. So many failures mean that the fault is likely not theirs.
-//!    Draining endpoints are not counted among the endpoints: a rolling restart is no reason to panic.
+//! 3. in panic, when less than `panic_percent` of the endpoints are ready (Envoy's panic threshold): those that were put aside
+//!    count as ready. So many failures mean that the fault is likely not theirs, and the few others could not carry it all.
+//!    Draining endpoints are not counted among the endpoints: a rolling restart is no reason to panic. Unready ones get
+//!    nothing even then, as everywhere in Kubernetes: they said so themselves.
 //!
 //! Then the one to avoid leaves, if another remains, and the algorithm chooses. Nothing here waits or remembers, except
 //! the cursor of the rotation; all others see is an index into the caller's slice.
@@ -24,18 +25,30 @@ use smallvec::SmallVec;
 pub trait Candidate {
     /// Relative share, at least 1; 0 counts as 1.
     fn weight(&self) -> u32;
-    /// Cost of one more request: latency times load.
-    fn cost(&self) -> f64;
+    /// Cost of one more request.
+    fn cost(&self) -> Cost;
     /// Health first, then ejection.
     fn standing(&self) -> Standing;
 
     /// Cost of one more request on one part of an endpoint that is seen as `weight` equal parts; `part` is below the weight.
     ///
-    /// Asked for instead of [`Candidate::cost`] when weights differ. The default divides the cost by the weight, which
-    /// holds under load; idle endpoints then all go to the heavier of two. [`load::Load::part_cost`] is right in both.
-    fn part_cost(&self, part: u32) -> f64 {
-        let _ = part;
-        self.cost() / f64::from(self.weight().max(1))
+    /// Asked for instead of [`Candidate::cost`] when weights differ.
+    fn part_cost(&self, part: u32) -> Cost;
+}
+
+/// What one more request would cost: latency times load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Time until an answer, as far as it is known; in any unit, the same for all.
+    pub latency: f64,
+    /// Requests under way there now.
+    pub in_flight: u32,
+}
+
+impl Cost {
+    /// Latency times one more than what is under way.
+    pub fn total(self) -> f64 {
+        self.latency * (f64::from(self.in_flight) + 1.0)
     }
 }
 
@@ -45,7 +58,7 @@ pub enum Standing {
     Ready,
     /// Only when nothing is ready.
     Draining,
-    /// Failing health checks; never, except in panic.
+    /// Failing health checks; never.
     Unready,
     /// Put aside; never, except in panic.
     Ejected,
@@ -78,7 +91,7 @@ pub struct PickContext<'a> {
     pub algorithm: Algorithm,
     /// Round robin's place; shared by the picks of one backend.
     pub cursor: &'a std::sync::atomic::AtomicU64,
-    /// Below this share of usable endpoints (percent) all that are not unready are used; 0: never.
+    /// Below this share of ready endpoints (percent) those put aside are used too; 0: never.
     pub panic_percent: u32,
     /// Endpoint index to avoid if another can be had (the one a retry just failed on).
     pub avoid: Option<usize>,
@@ -158,32 +171,25 @@ fn usable_of<C: Candidate>(endpoints: &[C], context: &PickContext<'_>) -> Usable
     // Each standing is read once: it may change under our eyes.
     let mut ready = Usable::new();
     let mut draining = Usable::new();
-    let mut others: SmallVec<[(Share, Standing); 8]> = SmallVec::new();
+    let mut ejected: SmallVec<[Share; 8]> = SmallVec::new();
+    let mut unready = 0_usize;
     for (index, endpoint) in endpoints.iter().enumerate() {
         let share = Share { index, weight: endpoint.weight().max(1) };
         match endpoint.standing() {
             Standing::Ready => ready.push(share),
             Standing::Draining => draining.push(share),
-            standing => others.push((share, standing)),
+            Standing::Ejected => ejected.push(share),
+            Standing::Unready => unready += 1,
         }
     }
 
-    let counted = ready.len() + others.len();
+    let counted = ready.len() + ejected.len() + unready;
     let is_panic = (ready.len() as u128) * 100 < u128::from(context.panic_percent.min(100)) * (counted as u128);
-    let mut usable = if is_panic {
-        let not_unready = others.iter().filter(|(_, standing)| *standing != Standing::Unready);
-        ready.extend(not_unready.map(|(share, _)| *share));
-        ready.extend(draining);
-        if ready.is_empty() {
-            ready.extend(others.iter().map(|(share, _)| *share));
-        }
+    if is_panic && !ejected.is_empty() {
+        ready.extend(ejected);
         ready.sort_unstable_by_key(|share| share.index);
-        ready
-    } else if ready.is_empty() {
-        draining
-    } else {
-        ready
-    };
+    }
+    let mut usable = if ready.is_empty() { draining } else { ready };
 
     if let Some(avoid) = context.avoid
         && usable.len() >= 2
@@ -221,16 +227,16 @@ mod tests {
             self.weight
         }
 
-        fn cost(&self) -> f64 {
-            self.latency * f64::from(self.in_flight + 1)
+        fn cost(&self) -> Cost {
+            Cost { latency: self.latency, in_flight: self.in_flight }
         }
 
         fn standing(&self) -> Standing {
             self.standing
         }
 
-        fn part_cost(&self, part: u32) -> f64 {
-            self.latency * f64::from(load::on_part(self.in_flight, self.weight, part) + 1)
+        fn part_cost(&self, part: u32) -> Cost {
+            Cost { latency: self.latency, in_flight: load::on_part(self.in_flight, self.weight, part) }
         }
     }
 
@@ -305,7 +311,7 @@ mod tests {
     fn standing_decides_who_takes_part() {
         // Traffic to an endpoint that is going away, or refusing all traffic because of a few bad ones.
         use NoEndpoint::{Empty, NoneUsable};
-        let cases: [StandingCase; 17] = [
+        let cases: [StandingCase; 19] = [
             ("", 0, Err(Empty)),
             ("", 100, Err(Empty)),
             ("R", 0, Ok(&[0])),
@@ -318,12 +324,15 @@ mod tests {
             ("RREU", 51, Ok(&[0, 1, 2])),
             ("REUU", 50, Ok(&[0, 1])),
             ("EEU", 50, Ok(&[0, 1])),
-            ("UU", 1, Ok(&[0, 1])),
+            ("EEU", 0, Err(NoneUsable)),
+            // What is not ready gets nothing, however few others there are.
+            ("UU", 100, Err(NoneUsable)),
             ("UUD", 50, Ok(&[2])),
-            // Draining ones do not count among the endpoints.
+            // Draining ones do not count among the endpoints, and get nothing while anybody else can be used.
             ("RDDDD", 50, Ok(&[0])),
             ("DDDD", 50, Ok(&[0, 1, 2, 3])),
-            ("RDEE", 50, Ok(&[0, 1, 2, 3])),
+            ("RDEE", 50, Ok(&[0, 2, 3])),
+            ("DEU", 50, Ok(&[1])),
             ("RRU", 250, Ok(&[0, 1])),
         ];
         for algorithm in ALGORITHMS {
@@ -353,10 +362,10 @@ mod tests {
     }
 
     #[test]
-    fn the_cheaper_of_two_wins() {
+    fn the_clearly_cheaper_of_two_wins() {
         // With two endpoints both are always asked, so the slow one gets nothing while it is slower.
         let mut two = endpoints(&[1, 1]);
-        two[0].latency = 2.0;
+        two[0].latency = 2.5;
         let mut picker = Picker::new(Algorithm::LeastRequest);
         assert_eq!(picker.reached(&two, 100), Ok(vec![1]));
         two[1].in_flight = 2;
@@ -541,9 +550,9 @@ mod tests {
             let is_panic = ready * 100 < panic_percent.min(100) as usize * (ready + others);
             let allowed: Vec<usize> = letters.char_indices().filter(|(_, letter)| match letter {
                 'R' => true,
-                'D' => is_panic || ready == 0,
                 'E' => is_panic,
-                _ => is_panic && count('U') == letters.len(),
+                'D' => ready == 0 && !(is_panic && count('E') > 0),
+                _ => false,
             }).map(|(index, _)| index).collect();
             let mut picker = Picker { panic_percent, avoid, ..Picker::new(ALGORITHMS[algorithm]) };
             picker.rng.seed(seed);

@@ -146,7 +146,7 @@ pub struct Policy {
     pub max_connection_duration: Option<Duration>,
     /// Streams at once on one HTTP/2 connection; 0: the proxy's own default.
     pub max_concurrent_streams: u32,
-    /// `None`: no ejection.
+    /// `None`: the proxy's own default.
     pub ejection: Option<Arc<EjectionPolicy>>,
     pub tls: TlsMode,
     pub retry_budget: RetryBudgetPolicy,

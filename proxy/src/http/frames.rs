@@ -1,8 +1,9 @@
 //! How much an HTTP/2 peer may keep us busy without asking for anything. Pure.
 //!
-//! hyper and h2 answer PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty DATA and unknown frames for ever. `serve` shows this
-//! file every byte that arrives; it reads only frame headers (RFC 9113 §4.1) and counts such frames. Requests clear the
-//! count, carried bytes pay for the window updates they cause, and time pays for keep-alive pings.
+//! hyper and h2 answer PING, SETTINGS, WINDOW_UPDATE, PRIORITY, empty DATA and unknown frames for ever. `serve` and, for
+//! connections that we open, `upstream::http2` show this file every byte that arrives; it reads only frame headers (RFC 9113
+//! §4.1) and counts such frames. Requests or responses clear the count, carried bytes pay for the window updates they cause,
+//! and time pays for keep-alive pings.
 
 use std::time::Duration;
 
@@ -34,11 +35,16 @@ pub struct FrameBudget {
 
 /// The peer has sent more control frames than it may.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("more than {0} control frames without a request")]
+#[error("more than {0} control frames without a request or response")]
 pub struct TooManyFrames(pub u32);
 
 impl FrameBudget {
-    /// `limit` frames may be outstanding; at least 1.
+    /// For what a server sends: no preface, and responses instead of requests.
+    pub fn of_server(limit: u32) -> Self {
+        Self { skip: 0, ..Self::new(limit) }
+    }
+
+    /// For what a client sends. `limit` frames may be outstanding; at least 1.
     pub fn new(limit: u32) -> Self {
         Self {
             limit: limit.max(1),

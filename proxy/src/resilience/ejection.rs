@@ -27,7 +27,8 @@ pub struct EjectionPolicy {
     pub base_ejection_time: Duration,
     /// Default 10; at least one endpoint may always be ejected (see [`may_eject`]). Zero: none.
     pub max_ejection_percent: u32,
-    /// Below this share of healthy endpoints ejection is ignored (see [`is_in_force`]). Default 0: never ignored.
+    /// The panic threshold: below this share of ready endpoints ejection is ignored (see [`crate::balance`]). Default 0: never
+    /// ignored.
     pub min_health_percent: u32,
 }
 
@@ -44,6 +45,20 @@ impl Default for EjectionPolicy {
             min_health_percent: 0,
         }
     }
+}
+
+impl EjectionPolicy {
+    /// Nothing is put aside, and what was put aside is used: for an endpoint that the application dialled itself.
+    pub const IGNORED: Self = Self {
+        consecutive_5xx: 0,
+        consecutive_gateway_errors: 0,
+        consecutive_local_failures: 0,
+        split_local_errors: false,
+        interval: Duration::ZERO,
+        base_ejection_time: Duration::ZERO,
+        max_ejection_percent: 0,
+        min_health_percent: 100,
+    };
 }
 
 /// Longest ejection, unless `base_ejection_time` is longer (Envoy's `max_ejection_time`).
@@ -147,7 +162,7 @@ impl Ejection {
         self.times.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
     }
 
-    /// Brings it back at once and forgets everything, for when the policy is taken away.
+    /// Brings it back at once and forgets everything, for when its health is known to be good again.
     pub fn forget(&mut self) {
         *self = Self::default();
     }
@@ -163,13 +178,6 @@ pub fn may_eject(policy: &EjectionPolicy, total: usize, ejected: usize) -> bool 
     let share = percent * total as u128 / 100;
     let allowed = if total >= 2 && percent > 0 { share.max(1) } else { share };
     (ejected as u128) < allowed
-}
-
-/// Whether ejections count, with `healthy` (neither ejected nor failing health checks) of `total` endpoints: not below
-/// `min_health_percent`. When they do not, ejected endpoints are used like healthy ones, since so many failures mean
-/// that the fault is not theirs.
-pub fn is_in_force(policy: &EjectionPolicy, total: usize, healthy: usize) -> bool {
-    healthy as u128 * 100 >= u128::from(policy.min_health_percent.min(100)) * total as u128
 }
 
 #[cfg(test)]
@@ -285,22 +293,6 @@ mod tests {
             let policy = EjectionPolicy { max_ejection_percent: percent, ..EjectionPolicy::default() };
             let count = (0..=total).take_while(|&ejected| may_eject(&policy, total, ejected)).count();
             assert_eq!(count, allowed, "{percent} % of {total}");
-        }
-    }
-
-    #[test]
-    fn too_few_healthy_endpoints_switch_ejection_off() {
-        // When everything seems broken, the fault is likely elsewhere, and the last endpoints must not take all the load.
-        for (percent, total, healthy, expected) in [
-            (0, 10, 0, true),
-            (50, 10, 5, true),
-            (50, 10, 4, false),
-            (50, 3, 1, false),
-            (100, 2, 2, true),
-            (50, 0, 0, true),
-        ] {
-            let policy = EjectionPolicy { min_health_percent: percent, ..EjectionPolicy::default() };
-            assert_eq!(is_in_force(&policy, total, healthy), expected, "{healthy} of {total} at {percent} %");
         }
     }
 

@@ -176,6 +176,28 @@ pub enum RegexError {
     Invalid { pattern: Box<str>, reason: Box<str> },
 }
 
+impl RegexError {
+    /// What is wrong with the pattern, without the pattern: for messages that show it already.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::TooLong { length } => format!("it has {length} bytes, and {PATTERN_LIMIT_BYTES} are allowed"),
+            Self::TooLarge { .. } => {
+                format!("it needs more than {REGEX_LIMIT_BYTES} bytes of memory (hint: use smaller repetitions)")
+            }
+            Self::Invalid { reason, .. } => reason.to_string(),
+        }
+    }
+}
+
+/// Whether a sidecar takes this pattern: the one answer, which validation of the user's objects asks for too, so that nothing
+/// passes there and is refused here.
+///
+/// # Errors
+/// [`RegexError`].
+pub fn check_regex(pattern: &str) -> Result<(), RegexError> {
+    whole_value(pattern).map(drop)
+}
+
 /// Compiles a pattern for a whole value.
 fn whole_value(pattern: &str) -> Result<meta::Regex, RegexError> {
     if pattern.len() > PATTERN_LIMIT_BYTES {

@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::{
-    ControlPlane, DrainSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings, RuntimeKind,
-    Settings, TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
+    ControlPlane, DrainSettings, EjectionSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings,
+    RuntimeKind, Settings, TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
 };
 
 /// A setting that cannot be taken.
@@ -139,6 +139,14 @@ fn check_ranges(settings: &Settings) -> Result<(), (&'static str, String)> {
     ] {
         if value > WINDOW_MAX {
             return Err((path, format!("{value} is more than HTTP/2 allows (hint: at most {WINDOW_MAX})")));
+        }
+    }
+    for (path, percent) in [
+        ("ejection.max_percent", settings.ejection.max_percent),
+        ("ejection.panic_percent", settings.ejection.panic_percent),
+    ] {
+        if percent > 100 {
+            return Err((path, format!("{percent} is no percentage (hint: 0 to 100)")));
         }
     }
     Ok(())
@@ -321,6 +329,7 @@ fn shape() -> Value {
         }),
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        ejection: EjectionSettings::default(),
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: Some(1),
@@ -359,6 +368,8 @@ mod tests {
         assert_eq!(set(&base, "runtime=multi-thread").unwrap().runtime, RuntimeKind::MultiThread);
         assert_eq!(set(&base, "node.labels.version=v1").unwrap().node.labels.get("version").unwrap(), "v1");
         assert_eq!(set(&base, "workers=3").unwrap().workers, Some(3));
+        let no_ejection = set(&base, "ejection.consecutive_failures=0").unwrap().ejection;
+        assert_eq!((base.ejection.policy().is_some(), no_ejection.policy()), (true, None));
         assert_eq!(set(&base, "listeners.admin=127.0.0.1:15000").unwrap().listeners.admin.unwrap().port(), 15000);
     }
 
@@ -376,6 +387,7 @@ mod tests {
                 "limits.connections=0",
                 "setting `limits.connections`: must be at least 1 (hint: there is no value for unlimited)",
             ),
+            ("ejection.max_percent=101", "setting `ejection.max_percent`: 101 is no percentage (hint: 0 to 100)"),
             ("limits=5", "setting `limits` must be a mapping, not 5"),
             ("timeouts.idle=5", "setting `timeouts.idle` must be a duration such as 10s, not 5"),
             (

@@ -22,7 +22,7 @@ use crate::{
     failure::Reason,
     host,
     resilience::{
-        ejection::Fault,
+        ejection::{EjectionPolicy, Fault},
         fallback::FallbackPolicy,
         limits::{Held, Limits, Slot},
         retry_budget::RetryBudget,
@@ -36,6 +36,8 @@ pub struct Backend {
     /// "host:port" or "host:port/subset".
     pub name: Arc<str>,
     pub policy: Arc<Policy>,
+    /// The policy's ejection or else the default one; `None`: off.
+    pub ejection: Option<Arc<EjectionPolicy>>,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub connect_timeout: Duration,
     /// Labels for requests that reach no endpoint.
@@ -110,7 +112,7 @@ impl Backend {
         let context = PickContext {
             algorithm: self.policy.algorithm,
             cursor: &self.state.cursor,
-            panic_percent: self.policy.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent),
+            panic_percent: self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent),
             avoid,
         };
         let index = match balance::pick(&self.endpoints, &context, host::random_below) {
@@ -124,7 +126,7 @@ impl Backend {
 
     /// Tells ejection how a try ended; true when it put the endpoint aside.
     pub fn note(&self, endpoint: &Endpoint, fault: Fault) -> bool {
-        let Some(policy) = &self.policy.ejection else { return false };
+        let Some(policy) = &self.ejection else { return false };
         let ejected = endpoint.state.note(policy, fault, || {
             let ejected = self.endpoints.iter().filter(|endpoint| endpoint.state.is_ejected()).count();
             (self.endpoints.len(), ejected)

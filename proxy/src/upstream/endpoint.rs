@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::{dial::Transport, pool::Pool};
 use crate::{
-    balance::{Candidate, Standing, load::Load},
+    balance::{Candidate, Cost, Standing, load::Load},
     config::view::{self, Health},
     host,
     resilience::ejection::{Ejection, EjectionPolicy, Fault, may_eject},
@@ -94,6 +94,8 @@ impl EndpointState {
         let is_unready = health == Health::Unready;
         if self.was_unready.swap(is_unready, Ordering::Relaxed) && !is_unready {
             self.load.forget();
+            self.record.lock().forget();
+            self.ejected.store(false, Ordering::Relaxed);
         }
     }
 
@@ -120,11 +122,11 @@ impl Candidate for Arc<Endpoint> {
         self.weight
     }
 
-    fn cost(&self) -> f64 {
+    fn cost(&self) -> Cost {
         self.state.load.cost()
     }
 
-    fn part_cost(&self, part: u32) -> f64 {
+    fn part_cost(&self, part: u32) -> Cost {
         self.state.load.part_cost(self.weight, part)
     }
 

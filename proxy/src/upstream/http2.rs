@@ -2,10 +2,13 @@
 
 use std::{
     error::Error as StdError,
+    io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -13,12 +16,14 @@ use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tracing::warn;
 
 use super::dial::{Hold, Upstream};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
-    http::body::Body,
+    http::{body::Body, frames::FrameBudget},
     settings::{Limits, Timeouts},
 };
 
@@ -32,6 +37,8 @@ pub struct Http2 {
     max_streams: u32,
     /// The far side takes no new streams: it said goodbye, or is gone.
     retired: AtomicBool,
+    /// The far side sent so many control frames that we left.
+    flooded: Arc<AtomicBool>,
     /// Streams so far; wraps.
     started: AtomicU32,
     /// What the sweeper saw: how many had been started, and since when that has not changed.
@@ -69,15 +76,18 @@ pub async fn open(
         .max_pending_accept_reset_streams(limits.http2_pending_resets)
         .keep_alive_interval(timeouts.ping_interval)
         .keep_alive_timeout(timeouts.ping_timeout);
+    let born = host::now();
+    let flooded = Arc::new(AtomicBool::new(false));
+    let frames = FrameBudget::of_server(limits.http2_control_frames);
+    let watched = Watched { io, frames, born, flooded: Arc::clone(&flooded) };
     let (sender, connection) = builder
-        .handshake(TokioIo::new(io))
+        .handshake(TokioIo::new(watched))
         .await
         .map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
     host::spawn(async move {
         // Its errors surface in the streams that were under way.
         let _ = connection.await;
     });
-    let born = host::now();
     Ok(Arc::new(Http2 {
         sender,
         active: AtomicU32::new(0),
@@ -85,6 +95,7 @@ pub async fn open(
         max_age,
         max_streams,
         retired: AtomicBool::new(false),
+        flooded,
         started: AtomicU32::new(0),
         quiet: Mutex::new((0, born)),
         _hold: hold,
@@ -158,6 +169,7 @@ impl Stream {
                         (Reason::UpstreamRefusedStream, Sent::Nothing)
                     }
                     Some(h2) if h2.is_library() => (Reason::UpstreamProtocol, Sent::Maybe),
+                    _ if connection.flooded.load(Ordering::Relaxed) => (Reason::UpstreamProtocol, Sent::Maybe),
                     _ => (Reason::UpstreamReset, Sent::Maybe),
                 };
                 Failure::new(reason).sent(sent).because(error)
@@ -169,6 +181,72 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.connection.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The connection below HTTP/2, with the account of what the server keeps us busy with.
+struct Watched<S> {
+    io: S,
+    frames: FrameBudget,
+    born: Instant,
+    flooded: Arc<AtomicBool>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        let elapsed = || host::now().saturating_duration_since(this.born);
+        if let Err(error) = this.frames.received(new, elapsed) {
+            // hyper asks again while it closes: told once is enough.
+            if !this.flooded.swap(true, Ordering::Relaxed) {
+                warn!(%error, "closed a connection to an endpoint that only keeps us busy");
+            }
+            return Poll::Ready(Err(io::Error::other(error)));
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.wrote(&written);
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        this.wrote(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl<S> Watched<S> {
+    fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.frames.sent(*bytes);
+        }
     }
 }
 
@@ -188,8 +266,12 @@ fn h2_cause(error: &hyper::Error) -> Option<&h2::Error> {
 mod tests {
     use std::convert::Infallible;
 
+    use http_body_util::BodyExt as _;
     use hyper::{body::Incoming, server::conn::http2 as server, service::service_fn};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
     use crate::{
@@ -247,5 +329,109 @@ mod tests {
         }
         assert!(!connection.is_open(host::now()), "new requests would still be sent there");
         assert_eq!(answered, seen.load(Ordering::Relaxed), "an answer was lost, or a refused request was processed");
+    }
+
+    async fn connected(address: std::net::SocketAddr, limits: &Limits) -> Arc<Http2> {
+        let telemetry = Telemetry::new(&TelemetrySettings::default(), LabelSet::default(), 1);
+        let hold = (None, telemetry.worker(0).upstream_opened(Direction::Outbound));
+        let io = TcpStream::connect(address).await.unwrap();
+        io.set_nodelay(true).unwrap();
+        let io = Upstream::Plain(io);
+        open(io, limits, &Timeouts::default(), Duration::from_secs(60), 1000, hold).await.unwrap()
+    }
+
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0, 0, u8::try_from(payload.len()).unwrap(), kind, flags, 0, 0, 0, stream];
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    /// A server that answers the first request with `first` and then sends `flood` for as long as anybody reads it; how
+    /// many frames of it were written.
+    async fn hostile(listener: TcpListener, first: Vec<u8>, flood: Vec<u8>) -> usize {
+        let (mut io, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        let settings = frame(4, 0, 0, &[]);
+        io.write_all(&settings).await.unwrap();
+        // The preface, and then a HEADERS frame somewhere: type 1 with END_STREAM and END_HEADERS on stream 1.
+        while !seen.windows(6).any(|window| window == [1, 5, 0, 0, 0, 1]) {
+            assert_ne!(io.read_buf(&mut seen).await.unwrap(), 0, "no request came");
+        }
+        io.write_all(&first).await.unwrap();
+        let (mut reader, mut writer) = io.into_split();
+        // Its answers are read, so that only the budget can end this.
+        tokio::spawn(async move { while matches!(reader.read(&mut [0; 4096]).await, Ok(count) if count > 0) {} });
+        let mut written = 0;
+        while writer.write_all(&flood).await.is_ok() {
+            written += 1;
+            tokio::task::yield_now().await;
+        }
+        written
+    }
+
+    #[tokio::test]
+    async fn servers_that_only_keep_us_busy_are_left() {
+        // One hostile or broken endpoint would take a worker of every sidecar that calls it.
+        let headers = frame(1, 4, 1, &[0x88]);
+        let floods = [
+            ("PING", Vec::new(), frame(6, 0, 0, &[7; 8])),
+            ("SETTINGS", Vec::new(), frame(4, 0, 0, &[])),
+            ("WINDOW_UPDATE", Vec::new(), frame(8, 0, 1, &[0, 0, 0, 1])),
+            ("unknown", Vec::new(), frame(0xf0, 0, 0, &[1, 2, 3])),
+            ("empty DATA", headers.clone(), frame(0, 0, 1, &[])),
+            ("PING in an answer", headers, frame(6, 0, 0, &[7; 8])),
+        ];
+        let limits = Limits { http2_control_frames: 50, ..Limits::default() };
+        for (name, first, flood) in floods {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let is_answered = !first.is_empty();
+            let server = tokio::spawn(hostile(listener, first, flood));
+            let connection = connected(address, &limits).await;
+            let stream = connection.stream().unwrap();
+            let ended = tokio::time::timeout(Duration::from_secs(20), async {
+                let request = Request::get(format!("http://{address}/")).body(Body::empty()).unwrap();
+                match stream.send(request).await {
+                    Ok(response) => {
+                        assert!(is_answered, "{name}");
+                        response.into_body().collect().await.map(drop).unwrap_err().to_string()
+                    }
+                    Err(failure) => {
+                        assert_eq!(failure.reason, Reason::UpstreamProtocol, "{name}: {}", failure);
+                        failure.to_string()
+                    }
+                }
+            });
+            assert!(ended.await.is_ok(), "{name}: still listening to it");
+            let written = tokio::time::timeout(Duration::from_secs(20), server).await.unwrap().unwrap();
+            assert!(written >= 50, "{name}: {written} frames are within the limit");
+            assert!(!connection.is_open(host::now()), "{name}: the next request would go there too");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_and_many_short_ones_are_no_flood() {
+        // The budget must never end what is ordinary: uploads cause a window update for every few KiB.
+        const BYTES: usize = 4 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (io, _) = listener.accept().await.unwrap();
+            io.set_nodelay(true).unwrap();
+            let service = service_fn(|request: Request<Incoming>| async {
+                let body = request.into_body().collect().await?.to_bytes();
+                Ok::<_, hyper::Error>(Response::new(http_body_util::Full::new(body)))
+            });
+            let _ = server::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+        });
+        let limits = Limits { http2_control_frames: 20, ..Limits::default() };
+        let connection = connected(address, &limits).await;
+        for size in std::iter::repeat_n(1, 200).chain([BYTES]) {
+            let stream = connection.stream().unwrap();
+            let body = Body::full(vec![b'x'; size]);
+            let request = Request::post(format!("http://{address}/")).body(body).unwrap();
+            let response = stream.send(request).await.unwrap_or_else(|failure| panic!("{}", failure));
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), size);
+        }
     }
 }

@@ -70,6 +70,7 @@ impl Applications {
         let backend = Arc::new(Backend {
             name: Arc::from(format!("inbound:{}", address.port())),
             policy,
+            ejection: None,
             endpoints: vec![Arc::new(endpoint)],
             connect_timeout: CONNECT,
             labels,

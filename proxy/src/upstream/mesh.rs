@@ -24,7 +24,7 @@ use crate::{
     config::view::{self, Map, PeerKind, Policy, Protocol, TlsMode, View},
     host::Instant,
     identity::spiffe_id::SpiffeId,
-    resilience::{breaker::BreakerPolicy, fallback::FallbackKind},
+    resilience::{breaker::BreakerPolicy, ejection::EjectionPolicy, fallback::FallbackKind},
     route::{Leg, RouteTable, Target},
     telemetry::{LabelSet, Telemetry},
     tls::Expected,
@@ -53,6 +53,8 @@ pub struct Upstreams {
     telemetry: Arc<Telemetry>,
     /// Our own address where traffic is intercepted: our connections to it are not redirected to ourselves.
     own_address: Option<IpAddr>,
+    /// Ejection of backends whose policy has none of its own; `None`: off.
+    ejection: Option<Arc<EjectionPolicy>>,
     backends: Mutex<HashMap<Arc<str>, Weak<BackendState>>>,
     breakers: Mutex<HashMap<BreakerKey, Weak<BreakerCell>>>,
 }
@@ -108,7 +110,12 @@ impl Mesh {
             return service.port(address.port()).map(|destination| Toward::Service(Arc::clone(destination)));
         }
         let (backend, index) = self.endpoint(address)?;
-        let only = Backend { endpoints: vec![Arc::clone(backend.endpoints.get(index)?)], ..Backend::clone(backend) };
+        let only = Backend {
+            endpoints: vec![Arc::clone(backend.endpoints.get(index)?)],
+            // Who dials an address wants this one, also when it fails.
+            ejection: Some(Arc::new(EjectionPolicy::IGNORED)),
+            ..Backend::clone(backend)
+        };
         let route = RouteBackend { backend: Arc::new(only), breaker: None, fallback: None };
         Some(Toward::Endpoint(route, Protocol::Detect))
     }
@@ -156,8 +163,20 @@ impl LiveService {
 }
 
 impl Upstreams {
-    pub fn new(workers: usize, telemetry: Arc<Telemetry>, own_address: Option<IpAddr>) -> Self {
-        Self { workers, telemetry, own_address, backends: Mutex::default(), breakers: Mutex::default() }
+    pub fn new(
+        workers: usize,
+        telemetry: Arc<Telemetry>,
+        own_address: Option<IpAddr>,
+        ejection: Option<EjectionPolicy>,
+    ) -> Self {
+        Self {
+            workers,
+            telemetry,
+            own_address,
+            ejection: ejection.map(Arc::new),
+            backends: Mutex::default(),
+            breakers: Mutex::default(),
+        }
     }
 
     /// Every breaker that is in use.
@@ -361,6 +380,7 @@ impl Upstreams {
         Some(Arc::new(Backend {
             name,
             policy: Arc::clone(policy),
+            ejection: policy.ejection.clone().or_else(|| self.ejection.clone()),
             endpoints,
             connect_timeout: policy.connect_timeout.unwrap_or(view.node.connect_timeout),
             labels: self.telemetry.labels(service_labels(service)),
@@ -375,6 +395,7 @@ impl Upstreams {
             state: self.backend_state(&name, &policy),
             name,
             policy,
+            ejection: None,
             endpoints: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             labels: self.telemetry.labels(service_labels(service)),

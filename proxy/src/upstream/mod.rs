@@ -19,6 +19,8 @@ pub mod passthrough;
 pub mod pool;
 pub mod rule;
 pub mod settle;
+#[cfg(test)]
+mod tests;
 
 pub use backend::{Backend, RouteBackend};
 pub use breakers::BreakerCell;

@@ -102,6 +102,14 @@ impl Outside {
             })
             .collect();
         let labels = self.labels;
-        Arc::new(Backend { name: Arc::from("passthrough"), policy, endpoints, connect_timeout: CONNECT, labels, state })
+        Arc::new(Backend {
+            name: Arc::from("passthrough"),
+            policy,
+            ejection: None,
+            endpoints,
+            connect_timeout: CONNECT,
+            labels,
+            state,
+        })
     }
 }
