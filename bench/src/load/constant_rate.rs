@@ -13,37 +13,56 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use hdrhistogram::Histogram;
 
-use crate::{measure::Load, process::on_core};
+use super::{Aim, LONGEST, Load, histogram, record};
+use crate::{chain::HOST, process::on_core};
 
-/// Latency above this counts as this, and a response that takes longer ends the run.
-const LONGEST: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 16 * 1024;
 /// From the start of the threads to the first request.
 const HEAD_START: Duration = Duration::from_millis(50);
 
-/// Loads `address` for `time` from `core`: one thread per connection, because a sleeping thread wakes up within tens of
-/// microseconds, and the timers of asynchronous runtimes within milliseconds.
+/// When each request of one connection should start.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    pub first: Instant,
+    pub interval: Duration,
+    pub end: Instant,
+}
+
+/// Makes the load of `aim`: HTTP/1.1.
 ///
 /// # Errors
 /// When a connection breaks or a response is not 200.
-pub fn run(
-    address: SocketAddr,
-    host: &str,
+pub fn run(aim: &Aim<'_>, connections: u32, requests_per_second: u32) -> Result<Load> {
+    let request = format!("GET {} HTTP/1.1\r\nhost: {HOST}\r\n\r\n", aim.scenario.path());
+    on_schedules(aim, connections, requests_per_second, |schedule| ask(aim.entry, request.as_bytes(), schedule))
+}
+
+/// One thread per connection, because a sleeping thread wakes up within tens of microseconds, and the timers of asynchronous
+/// runtimes within milliseconds.
+///
+/// # Errors
+/// The first of any connection.
+pub fn on_schedules(
+    aim: &Aim<'_>,
     connections: u32,
     requests_per_second: u32,
-    time: Duration,
-    core: usize,
+    ask: impl Fn(Schedule) -> Result<Histogram<u64>> + Sync,
 ) -> Result<Load> {
-    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
     let interval = Duration::from_secs_f64(f64::from(connections) / f64::from(requests_per_second));
     let started = Instant::now() + HEAD_START;
-    let latencies = on_core(core, || {
+    let latencies = on_core(aim.core, || {
         thread::scope(|scope| {
             let threads: Vec<_> = (0..connections)
                 .map(|connection| {
                     let first = started + interval.mul_f64(f64::from(connection) / f64::from(connections));
-                    let request = request.as_bytes();
-                    scope.spawn(move || ask(address, request, first, interval, started + time))
+                    let schedule = Schedule { first, interval, end: started + aim.time };
+                    let ask = &ask;
+                    scope.spawn(move || {
+                        // The kernel may wake a sleeper up to 50 us late unless asked not to; where it cannot be asked,
+                        // all chains suffer alike.
+                        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+                        ask(schedule)
+                    })
                 })
                 .collect();
             let mut all = histogram()?;
@@ -53,39 +72,32 @@ pub fn run(
             Ok(all)
         })
     })?;
-    Ok(Load {
-        requests: latencies.len(),
-        rate: latencies.len() as f64 / started.elapsed().as_secs_f64(),
-        p50_micros: latencies.value_at_quantile(0.5) as f64,
-        p99_micros: latencies.value_at_quantile(0.99) as f64,
-    })
+    Ok(Load::of(&latencies, started.elapsed()))
 }
 
-fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, u64::try_from(LONGEST.as_micros())?, 3).context("no histogram")
+impl Schedule {
+    /// Sleeps until the next request should start; `None` at the end.
+    pub fn next(&mut self) -> Option<Instant> {
+        let intended = self.first;
+        if intended >= self.end {
+            return None;
+        }
+        self.first += self.interval;
+        thread::sleep(intended.saturating_duration_since(Instant::now()));
+        Some(intended)
+    }
 }
 
-fn ask(
-    address: SocketAddr,
-    request: &[u8],
-    first: Instant,
-    interval: Duration,
-    end: Instant,
-) -> Result<Histogram<u64>> {
-    // The kernel may wake a sleeper up to 50 us late unless asked not to; where it cannot be asked, all chains suffer alike.
-    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+fn ask(address: SocketAddr, request: &[u8], mut schedule: Schedule) -> Result<Histogram<u64>> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LONGEST))?;
     let mut latencies = histogram()?;
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut intended = first;
-    while intended < end {
-        thread::sleep(intended.saturating_duration_since(Instant::now()));
+    while let Some(intended) = schedule.next() {
         stream.write_all(request)?;
         read_response(&mut stream, &mut buffer)?;
-        latencies.saturating_record(u64::try_from(intended.elapsed().as_micros())?.max(1));
-        intended += interval;
+        record(&mut latencies, intended);
     }
     Ok(latencies)
 }
@@ -111,7 +123,10 @@ fn read_response(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
 }
 
 /// Bytes of the whole response; `None` while its head is not complete.
-fn response_length(bytes: &[u8]) -> Result<Option<usize>> {
+///
+/// # Errors
+/// When it is not a 200 with a Content-Length.
+pub fn response_length(bytes: &[u8]) -> Result<Option<usize>> {
     let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = std::str::from_utf8(&bytes[..head_end])?;
     let status = head.lines().next().unwrap_or_default();
