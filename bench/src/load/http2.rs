@@ -211,15 +211,23 @@ impl Conversation {
         let (messages, taken) = mpsc::channel::<Bytes>(1);
         let frames = ReceiverStream::new(taken).map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
         sender.ready().await?;
+        // The first message goes along with the head: nginx passes neither on before it has some of the body.
+        messages.send(question.body.clone()).await?;
         let response = sender.send_request(question.request(StreamBody::new(frames).boxed_unsync())?).await?;
         if response.status() != StatusCode::OK {
             bail!("the chain answered {}", response.status());
         }
-        Ok(Self { messages, answers: response.into_body(), message: question.body.clone(), ahead: 0 })
+        let mut opened = Self { messages, answers: response.into_body(), message: question.body.clone(), ahead: 0 };
+        opened.answer().await?;
+        Ok(opened)
     }
 
     async fn exchange(&mut self) -> Result<()> {
         self.messages.send(self.message.clone()).await.context("the stream was closed")?;
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Result<()> {
         while self.ahead < self.message.len() {
             let frame = self.answers.frame().await.context("the stream ended")??;
             match frame.into_data() {
