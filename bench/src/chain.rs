@@ -323,13 +323,14 @@ fn floor(hop: &Hop<'_>) -> Result<Command> {
 pub fn choose(names: &[String], outriggers: &[PathBuf]) -> Result<(Vec<Chain>, Vec<String>)> {
     let mut all = vec![Chain::Direct, Chain::Floor { http2: true }, Chain::Floor { http2: false }];
     for (index, binary) in outriggers.iter().enumerate() {
-        if !binary.is_file() {
+        let label = if index == 0 { "outrigger".to_owned() } else { format!("outrigger {}", index + 1) };
+        let is_wanted = names.is_empty() || names.contains(&label.replace(' ', "-"));
+        if is_wanted && !binary.is_file() {
             bail!(
                 "there is no {} (hint: `cargo build --release --bin outrigger`, or name another with --outrigger)",
                 binary.display()
             );
         }
-        let label = if index == 0 { "outrigger".to_owned() } else { format!("outrigger {}", index + 1) };
         all.push(Chain::Outrigger { label, binary: binary.clone() });
     }
     let mut missing = Vec::new();

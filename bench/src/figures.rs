@@ -32,6 +32,8 @@ pub enum Figure {
     PeakMemory,
     /// What one idle connection adds to resident memory.
     ConnectionMemory,
+    /// What services that are not used add to resident memory.
+    MoreMemory,
     /// From starting the process to the first answer through it.
     StartToReady,
     /// From sending a change to the last proxy that answers by it.
@@ -104,6 +106,7 @@ impl Figure {
             Self::IdleMemory => "MB idle".to_owned(),
             Self::PeakMemory => "MB peak".to_owned(),
             Self::ConnectionMemory => "KB/connection".to_owned(),
+            Self::MoreMemory => "MB more".to_owned(),
             Self::StartToReady => "start to ready ms".to_owned(),
             Self::EffectP50 => "in effect p50 ms".to_owned(),
             Self::EffectP99 => "in effect p99 ms".to_owned(),
@@ -124,7 +127,10 @@ impl Figure {
 
     /// Whether the spread over the rounds is worth a place in the table.
     pub const fn shows_spread(self) -> bool {
-        matches!(self, Self::Cpu | Self::Rate | Self::StartToReady | Self::AddedP50 | Self::BackAfter)
+        matches!(
+            self,
+            Self::Cpu | Self::Rate | Self::StartToReady | Self::AddedP50 | Self::BackAfter | Self::MoreMemory
+        )
     }
 }
 
@@ -175,6 +181,8 @@ pub struct Outcome {
     pub work: Work,
     /// The figures to quote: ratios are made of these.
     pub headlines: Vec<Figure>,
+    /// Scenario that differs in one thing only.
+    pub baseline: Option<String>,
     pub chains: Vec<Measured>,
     /// What is not in the figures, and why.
     pub gaps: Vec<String>,
@@ -264,6 +272,13 @@ impl Outcome {
         (own > 0.0 && to > 0.0).then(|| own / to)
     }
 
+    /// The same chain's median in the baseline scenario, where that was run too.
+    pub fn in_baseline(&self, report: &Report, measured: &Measured, figure: Figure) -> Option<f64> {
+        let name = self.baseline.as_ref()?;
+        let baseline = report.scenarios.iter().find(|outcome| outcome.scenario == *name)?;
+        baseline.chains.iter().find(|same| same.chain == measured.chain)?.median(figure)
+    }
+
     /// Figures that some chain has, in their order.
     pub fn present(&self) -> Vec<Figure> {
         let mut figures: Vec<_> = self.chains.iter().flat_map(|measured| measured.figures.keys()).copied().collect();
@@ -295,6 +310,7 @@ pub mod tests {
             title: "two hops <x>".to_owned(),
             work: Work::Request,
             headlines: vec![Figure::Cpu],
+            baseline: None,
             chains: vec![
                 direct,
                 chain("floor", Role::Floor, &[10.0]),

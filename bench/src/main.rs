@@ -23,6 +23,7 @@ mod table;
 
 use std::{
     fs,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command as Program, ExitCode},
@@ -184,29 +185,32 @@ fn peers(install: bool) -> Result<()> {
     if install {
         peers::install()?;
     }
-    print!("{}", peers::report());
-    Ok(())
+    say(&peers::report())
 }
 
 fn scenarios() -> Result<()> {
-    for scenario in scenario::load(&[], None)? {
-        println!("{:22} {}", scenario.name, scenario.title);
-    }
-    Ok(())
+    let all = scenario::load(&[], None)?;
+    say(&all.iter().map(|scenario| format!("{:22} {}\n", scenario.name, scenario.title)).collect::<String>())
 }
 
 fn compare(before: &Path, after: &Path) -> Result<()> {
-    print!("{}", compare::text(&readme::read(before)?, &readme::read(after)?));
-    Ok(())
+    say(&compare::text(&readme::read(before)?, &readme::read(after)?))
 }
 
 fn show(report: &Report, output: Output) -> Result<()> {
-    match output {
-        Output::Table => print!("{}", table::text(report)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(report)?),
-        Output::Html => print!("{}", html::page(report)),
+    say(&match output {
+        Output::Table => table::text(report),
+        Output::Json => serde_json::to_string_pretty(report)? + "\n",
+        Output::Html => html::page(report),
+    })
+}
+
+/// Writes to standard output; a reader who has seen enough (`| head`) is no error.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write the output"),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn run(arguments: &Run) -> Result<()> {
@@ -224,6 +228,7 @@ fn run(arguments: &Run) -> Result<()> {
     };
     let (chains, missing) = chain::choose(&arguments.chains, &outriggers)?;
     process::raise_file_limit();
+    process::end_with_us()?;
     let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = match &arguments.keep {
         Some(folder) => {

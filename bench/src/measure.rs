@@ -114,6 +114,7 @@ impl Plan<'_> {
             title: scenario.title.clone(),
             work: scenario.work(),
             headlines: scenario.headlines(),
+            baseline: scenario.baseline.clone(),
             chains: Vec::new(),
             gaps: Vec::new(),
         };

@@ -186,12 +186,16 @@ pub fn version(peer: Peer, binary: &Path) -> String {
     first_line(&String::from_utf8_lossy(&said))
 }
 
+/// Name and version, without where it lies and whose it is.
 fn first_line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     // Envoy says "<path>  version: <hash>/<version>/...": the path belongs to one machine only.
-    let line =
-        line.split_once("version: ").filter(|(before, _)| before.starts_with('/')).map_or(line, |(_, rest)| rest);
-    line.to_owned()
+    let line = match line.split_once("version: ") {
+        Some((before, rest)) if before.starts_with('/') => rest,
+        _ => line,
+    };
+    let end = [" Copyright", " - http"].iter().filter_map(|end| line.find(end)).min();
+    line[..end.unwrap_or(line.len())].to_owned()
 }
 
 /// The `peers` command: one line for each.
@@ -236,5 +240,6 @@ mod tests {
         // A committed result would hold somebody's home.
         assert_eq!(first_line("\n/x/envoy  version: abc/1.40.0/Clean\nmore"), "abc/1.40.0/Clean");
         assert_eq!(first_line("nginx version: nginx/1.22.1"), "nginx version: nginx/1.22.1");
+        assert_eq!(first_line("wrk 4.1.0 [epoll] Copyright (C) 2012 A"), "wrk 4.1.0 [epoll]");
     }
 }

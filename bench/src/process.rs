@@ -3,11 +3,12 @@
 //! A child inherits the affinity of the thread that starts it, so the starting thread moves for a moment.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     net::{SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -93,6 +94,54 @@ pub fn on_core<T>(core: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     done
 }
 
+/// What runs now, for [`end_with_us`].
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// From now on, a signal that ends this process ends what it has started: otherwise proxies would stay, and their core be taken.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn end_with_us() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        for pid in running().iter() {
+            end(*pid, rustix::process::Signal::KILL);
+        }
+        std::process::exit(130);
+    })?;
+    Ok(())
+}
+
+fn running() -> std::sync::MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Signals a process and its children.
+fn end(pid: u32, signal: rustix::process::Signal) {
+    for pid in with_children(pid) {
+        if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+/// A process and its children; nothing here starts grandchildren.
+fn with_children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    std::iter::once(pid).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
+}
+
 /// Lets this process and what it starts have as many files open as they may: a thousand connections through two proxies
 /// are more than the usual limit.
 pub fn raise_file_limit() {
@@ -115,6 +164,7 @@ impl Process {
             Some(core) => on_core(core, spawn)?,
             None => spawn()?,
         };
+        running().insert(child.id());
         Ok(Self { name: name.to_owned(), child, log })
     }
 
@@ -171,10 +221,10 @@ impl Process {
         Ok(usage)
     }
 
-    /// Lets it go on without its parts being ended one by one: kills it at once.
+    /// Kills it without warning.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.ended();
     }
 
     /// Resident memory of it and its children.
@@ -192,28 +242,34 @@ impl Process {
         Ok(memory)
     }
 
-    /// The process and its children; nothing here starts grandchildren.
+    /// The process and its children.
     pub fn pids(&self) -> Vec<u32> {
-        let own = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        std::iter::once(own).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
+        with_children(self.child.id())
+    }
+
+    fn ended(&mut self) {
+        let _ = self.child.wait();
+        running().remove(&self.child.id());
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return self.ended();
+        }
         // First the polite way: nginx's master takes its workers along.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         for _ in 0..POLITE_LOOKS {
             if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
+                return self.ended();
             }
             thread::sleep(LOOK);
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(self.child.id(), rustix::process::Signal::KILL);
+        self.ended();
     }
 }
 

@@ -75,12 +75,12 @@ fn section(report: &Report) -> String {
             text.extend(row(outcome, ours, *figure));
         }
     }
-    let versions: Vec<_> = machine.versions.iter().map(|(name, version)| format!("{name} ({version})")).collect();
+    let versions: Vec<_> = machine.versions.iter().map(|(name, version)| format!("{name}: {version}")).collect();
     let _ = write!(
         text,
-        "\nMeasured with {}. `outrigger-bench run` measures again, with all scenarios and a report: \
+        "\nVersions: {}. `outrigger-bench run` measures again, with all scenarios and a report: \
          [bench/README.md](bench/README.md).\n",
-        versions.join(", ")
+        versions.join("; ")
     );
     text
 }

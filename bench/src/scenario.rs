@@ -40,6 +40,9 @@ pub struct Scenario {
     /// Rules in the routing table of the first hop; the request matches the last of them. Default 1: everything.
     #[serde(default = "one")]
     pub rules: u32,
+    /// Scenario that differs in one thing only; with it in the same run, the table has the ratio to it.
+    #[serde(default)]
+    pub baseline: Option<String>,
     pub load: Load,
 }
 
@@ -107,6 +110,8 @@ pub enum Load {
     Swaps { swaps_per_second: u32, connections: u32, requests_per_second: u32 },
     /// Discovery streams, many, and a control plane that is killed and started again.
     Reconnect { proxies: u32 },
+    /// A sidecar that uses some of the services that its control plane knows.
+    Known { services: u32, used: u32 },
     /// From starting a sidecar to its first answer, with its control plane up.
     Join,
 }
@@ -114,7 +119,10 @@ pub enum Load {
 impl Load {
     /// Whether it needs a control plane, and so can be measured with Outrigger only.
     pub const fn is_of_a_mesh(&self) -> bool {
-        matches!(self, Self::Effect { .. } | Self::Swaps { .. } | Self::Reconnect { .. } | Self::Join)
+        matches!(
+            self,
+            Self::Effect { .. } | Self::Swaps { .. } | Self::Reconnect { .. } | Self::Known { .. } | Self::Join
+        )
     }
 }
 
@@ -171,6 +179,7 @@ const BUILT_IN: &[(&str, &str)] = &built_in![
     "effect-200",
     "swaps",
     "reconnect-1k",
+    "known-10k",
 ];
 
 /// The scenarios of these names, in this order; all of them when no name is given. A name may end in `*`.
@@ -236,6 +245,7 @@ impl Scenario {
                 &[*swaps_per_second, *connections, *requests_per_second]
             }
             Load::Reconnect { proxies } => &[*proxies],
+            Load::Known { services, used } => &[*services, *used],
             Load::Start | Load::Join => &[],
         };
         if !(1..=2).contains(&self.hops) {
@@ -252,6 +262,9 @@ impl Scenario {
         }
         if matches!(self.load, Load::Handshake { .. } | Load::Idle { .. }) && !self.client_tls {
             return Err("the loads handshake and idle need client_tls".to_owned());
+        }
+        if matches!(self.load, Load::Known { services, used } if used > services) {
+            return Err("more services are used than are known".to_owned());
         }
         if matches!(self.load, Load::Open { .. }) && self.client == Client::GrpcStream {
             return Err("streams have no constant rate".to_owned());
@@ -285,6 +298,7 @@ impl Scenario {
             Load::Effect { .. } => vec![Figure::EffectP99],
             Load::Swaps { .. } => vec![Figure::P99],
             Load::Reconnect { .. } => vec![Figure::BackAfter],
+            Load::Known { .. } => vec![Figure::MoreMemory],
             _ => vec![Figure::Cpu],
         }
     }

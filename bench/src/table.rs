@@ -21,7 +21,7 @@ pub fn text(report: &Report) -> String {
         let _ = writeln!(text, "  {name}: {version}");
     }
     for outcome in &report.scenarios {
-        let _ = write!(text, "\n{}: {}\n{}", outcome.scenario, outcome.title, aligned(&rows(outcome)));
+        let _ = write!(text, "\n{}: {}\n{}", outcome.scenario, outcome.title, aligned(&rows(report, outcome)));
         for gap in &outcome.gaps {
             let _ = writeln!(text, "  {gap}");
         }
@@ -30,7 +30,7 @@ pub fn text(report: &Report) -> String {
 }
 
 /// Heading and one row per chain: ratios of the headlines, then every figure, then the hops apart.
-pub fn rows(outcome: &Outcome) -> Vec<Vec<String>> {
+pub fn rows(report: &Report, outcome: &Outcome) -> Vec<Vec<String>> {
     if outcome.chains.is_empty() {
         return Vec::new();
     }
@@ -47,6 +47,10 @@ pub fn rows(outcome: &Outcome) -> Vec<Vec<String>> {
         let name = if compared.len() > 1 { format!("{} ", short(*figure)) } else { String::new() };
         heading.extend([format!("{name}x floor"), format!("{name}x best peer")]);
     }
+    let baseline = outcome.baseline.as_ref().zip(outcome.headlines.first()).filter(|(_, figure)| {
+        outcome.chains.iter().any(|measured| outcome.in_baseline(report, measured, **figure).is_some())
+    });
+    heading.extend(baseline.map(|(name, _)| format!("x {name}")));
     heading.extend(figures.iter().map(|figure| figure.heading(outcome.work)));
     if has_hops {
         heading.push("by hop".to_owned());
@@ -56,11 +60,11 @@ pub fn rows(outcome: &Outcome) -> Vec<Vec<String>> {
         let mut row = vec![measured.chain.clone()];
         for figure in &compared {
             let best = outcome.best_peer(*figure).map(|(value, _)| value);
-            for to in [outcome.floor(*figure), best] {
-                let ratio = Outcome::ratio(measured, *figure, to);
-                row.push(ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
-            }
+            row.extend([outcome.floor(*figure), best].map(|to| ratio(measured, *figure, to)));
         }
+        row.extend(
+            baseline.map(|(_, figure)| ratio(measured, *figure, outcome.in_baseline(report, measured, *figure))),
+        );
         row.extend(figures.iter().map(|figure| cell(measured, *figure)));
         if has_hops {
             row.push(hops(measured));
@@ -68,6 +72,10 @@ pub fn rows(outcome: &Outcome) -> Vec<Vec<String>> {
         rows.push(row);
     }
     rows
+}
+
+fn ratio(measured: &Measured, figure: Figure, to: Option<f64>) -> String {
+    Outcome::ratio(measured, figure, to).map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
 const fn short(figure: Figure) -> &'static str {
@@ -136,5 +144,17 @@ mod tests {
         assert_eq!(row("no proxy")[2..5], ["-", "-", "-"]);
         assert!(text.contains("x floor") && text.contains("CPU us/request"), "{text}");
         assert!(text.trim_end().ends_with("envoy is not measured"), "{text}");
+    }
+
+    #[test]
+    fn what_differs_in_one_thing_is_compared_with_its_baseline() {
+        // Whether cost grows with the number of rules could not be read from one table.
+        let (mut report, one) = (sample(24.0), sample(12.0).scenarios.remove(0));
+        report.scenarios[0].baseline = Some("rules-1".to_owned());
+        assert!(!text(&report).contains("x rules-1"), "the baseline was not run");
+        report.scenarios.push(Outcome { scenario: "rules-1".to_owned(), ..one });
+        let rows = rows(&report, &report.scenarios[0]);
+        let column = rows[0].iter().position(|heading| heading == "x rules-1").unwrap();
+        assert_eq!((rows[3][0].as_str(), rows[3][column].as_str()), ("outrigger", "2.00"));
     }
 }

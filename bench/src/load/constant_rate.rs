@@ -6,6 +6,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -33,8 +34,23 @@ pub struct Schedule {
 /// # Errors
 /// When a connection breaks or a response is not 200.
 pub fn run(aim: &Aim<'_>, connections: u32, requests_per_second: u32) -> Result<Load> {
-    let request = format!("GET {} HTTP/1.1\r\nhost: {HOST}\r\n\r\n", aim.scenario.path());
-    on_schedules(aim, connections, requests_per_second, |schedule| ask(aim.entry, request.as_bytes(), schedule))
+    let request = request(aim);
+    on_schedules(aim, connections, requests_per_second, |schedule| ask(aim.entry, request.as_bytes(), schedule, None))
+}
+
+/// The same, but a request that fails is counted, and its connection made anew.
+///
+/// # Errors
+/// When nobody can be connected to at all.
+pub fn run_counting(aim: &Aim<'_>, connections: u32, requests_per_second: u32, failed: &AtomicU64) -> Result<Load> {
+    let request = request(aim);
+    on_schedules(aim, connections, requests_per_second, |schedule| {
+        ask(aim.entry, request.as_bytes(), schedule, Some(failed))
+    })
+}
+
+fn request(aim: &Aim<'_>) -> String {
+    format!("GET {} HTTP/1.1\r\nhost: {HOST}\r\n\r\n", aim.scenario.path())
 }
 
 /// One thread per connection, because a sleeping thread wakes up within tens of microseconds, and the timers of asynchronous
@@ -72,7 +88,8 @@ pub fn on_schedules(
             Ok(all)
         })
     })?;
-    Ok(Load::of(&latencies, started.elapsed()))
+    // The last answer may come before the last interval is over.
+    Ok(Load::of(&latencies, started.elapsed().max(aim.time)))
 }
 
 impl Schedule {
@@ -88,18 +105,36 @@ impl Schedule {
     }
 }
 
-fn ask(address: SocketAddr, request: &[u8], mut schedule: Schedule) -> Result<Histogram<u64>> {
-    let mut stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(LONGEST))?;
+/// `failed` counts what fails; none: the first failure is the end.
+fn ask(
+    address: SocketAddr,
+    request: &[u8],
+    mut schedule: Schedule,
+    failed: Option<&AtomicU64>,
+) -> Result<Histogram<u64>> {
+    let mut stream = connect(address)?;
     let mut latencies = histogram()?;
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Some(intended) = schedule.next() {
-        stream.write_all(request)?;
-        read_response(&mut stream, &mut buffer)?;
-        record(&mut latencies, intended);
+        let answered =
+            stream.write_all(request).map_err(Into::into).and_then(|()| read_response(&mut stream, &mut buffer));
+        match (answered, failed) {
+            (Ok(()), _) => record(&mut latencies, intended),
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(failed)) => {
+                failed.fetch_add(1, Ordering::Relaxed);
+                stream = connect(address)?;
+            }
+        }
     }
     Ok(latencies)
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(LONGEST))?;
+    Ok(stream)
 }
 
 /// Reads one response with a Content-Length; the body is dropped.
@@ -154,5 +189,31 @@ mod tests {
         assert_eq!(response_length(&whole[..20]).unwrap(), None);
         assert!(response_length(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n").is_err());
         assert!(response_length(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn failures_are_counted_and_the_rest_goes_on() {
+        // One refused request would hide how the thousand after it fared, or pass for an answer.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let answering = thread::spawn(move || {
+            // Each connection answers once with success, once with an error.
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                for answer in ["200 OK", "503 No"] {
+                    let mut request = [0; 64];
+                    if stream.read(&mut request).unwrap() == 0 {
+                        return;
+                    }
+                    write!(stream, "HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n").unwrap();
+                }
+            }
+        });
+        let (first, interval) = (Instant::now(), Duration::from_millis(1));
+        let schedule = || Schedule { first, interval, end: first + 3 * interval };
+        let failed = AtomicU64::new(0);
+        let latencies = ask(address, b"GET / HTTP/1.1\r\n\r\n", schedule(), Some(&failed)).unwrap();
+        assert_eq!((latencies.len(), failed.into_inner()), (2, 1));
+        answering.join().unwrap();
     }
 }

@@ -6,6 +6,7 @@ mod client;
 mod control_plane;
 mod effect;
 mod join;
+mod known;
 mod reconnect;
 mod swaps;
 
@@ -50,6 +51,7 @@ pub fn measure(plan: &Plan<'_>, scenario: &Scenario, progress: &Progress) -> Res
         title: scenario.title.clone(),
         work: scenario.work(),
         headlines: scenario.headlines(),
+        baseline: scenario.baseline.clone(),
         chains: Vec::new(),
         gaps: Vec::new(),
     };
@@ -66,6 +68,7 @@ pub fn measure(plan: &Plan<'_>, scenario: &Scenario, progress: &Progress) -> Res
                     swaps::run(&site, swaps_per_second, (connections, requests_per_second), &mut measured).await
                 }
                 Load::Reconnect { proxies } => reconnect::run(&site, proxies, &mut measured).await,
+                Load::Known { services, used } => known::run(&site, services, used, &mut measured).await,
                 _ => join::run(&site, &mut measured).await,
             }
         });

@@ -6,7 +6,7 @@
 use std::{
     net::SocketAddr,
     sync::Arc,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -54,7 +54,7 @@ pub(super) async fn run(
 
     for round in 1..=site.plan.rounds {
         site.tell(&format!("round {round}, without changes"));
-        let quiet = half(site, entry, load).await?;
+        let (quiet, failed_before) = half(site, entry, load).await?;
         site.tell(&format!("round {round}, {swaps_per_second} changes a second"));
         let (before, began) = (generation(operator).await?, Instant::now());
         let ended = Arc::new(AtomicBool::new(false));
@@ -64,10 +64,9 @@ pub(super) async fn run(
         let in_effect = generation(operator).await?.saturating_sub(before);
         ended.store(true, Ordering::Relaxed);
         changing.await??;
-        let busy = busy?;
+        let (busy, failed) = busy?;
         measured.add(Figure::Swaps, in_effect as f64 / took.as_secs_f64());
-        // A request that fails ends the run with an error: what is written down has none.
-        measured.add(Figure::Failed, 0.0);
+        measured.add(Figure::Failed, (failed_before + failed) as f64);
         measured.add(Figure::Rate, busy.rate);
         if let (Some(busy), Some(quiet)) = (busy.latency, quiet.latency) {
             measured.add(Figure::P50, busy.p50);
@@ -80,13 +79,19 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// The load of one half of a round, on threads of its own.
-async fn half(site: &Site<'_>, entry: SocketAddr, (connections, requests_per_second): (u32, u32)) -> Result<Load> {
+/// The load of one half of a round, on threads of its own; and how many requests failed.
+async fn half(
+    site: &Site<'_>,
+    entry: SocketAddr,
+    (connections, requests_per_second): (u32, u32),
+) -> Result<(Load, u64)> {
     let (scenario, folder) = (site.scenario.clone(), site.folder.clone());
     let (time, core) = (site.plan.time, site.plan.cores.load);
     tokio::task::spawn_blocking(move || {
         let aim = Aim { scenario: &scenario, entry, time, core, folder: &folder };
-        constant_rate::run(&aim, connections, requests_per_second)
+        let failed = AtomicU64::new(0);
+        let load = constant_rate::run_counting(&aim, connections, requests_per_second, &failed)?;
+        Ok((load, failed.into_inner()))
     })
     .await?
 }
