@@ -234,6 +234,17 @@ impl Spread {
     }
 }
 
+/// One headline of Outrigger with what it is compared with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Glance<'a> {
+    pub figure: Figure,
+    pub own: f64,
+    /// Own divided by the floor's.
+    pub to_floor: Option<f64>,
+    /// Own divided by the best peer's, and who that is.
+    pub to_best_peer: Option<(f64, &'a str)>,
+}
+
 impl Measured {
     pub fn new(chain: String, role: Role) -> Self {
         Self { chain, role, figures: BTreeMap::new(), hops: Vec::new() }
@@ -270,6 +281,23 @@ impl Outcome {
     pub fn ratio(measured: &Measured, figure: Figure, to: Option<f64>) -> Option<f64> {
         let (own, to) = (measured.median(figure)?, to?);
         (own > 0.0 && to > 0.0).then(|| own / to)
+    }
+
+    /// The headlines of Outrigger, where it was measured.
+    pub fn glances(&self) -> Vec<Glance<'_>> {
+        let Some(ours) = self.chains.iter().find(|measured| measured.role == Role::Outrigger) else {
+            return Vec::new();
+        };
+        let glance = |figure: Figure| {
+            let best = self.best_peer(figure);
+            Some(Glance {
+                figure,
+                own: ours.median(figure)?,
+                to_floor: Self::ratio(ours, figure, self.floor(figure)),
+                to_best_peer: best.and_then(|(value, name)| Some((Self::ratio(ours, figure, Some(value))?, name))),
+            })
+        };
+        self.headlines.iter().copied().filter_map(glance).collect()
     }
 
     /// The same chain's median in the baseline scenario, where that was run too.
@@ -353,6 +381,18 @@ pub mod tests {
         let ours = &outcome.chains[2];
         assert_eq!(Outcome::ratio(ours, Figure::Cpu, outcome.floor(Figure::Cpu)), Some(1.2));
         assert_eq!(Outcome::ratio(&outcome.chains[0], Figure::Cpu, Some(1.0)), None);
+    }
+
+    #[test]
+    fn a_glance_is_of_outrigger_and_leaves_out_what_is_not_known() {
+        // The first thing that a reader looks at would be somebody else's figure.
+        let mut outcome = sample(12.0).scenarios.remove(0);
+        outcome.headlines.push(Figure::P99);
+        let expected =
+            Glance { figure: Figure::Cpu, own: 12.0, to_floor: Some(1.2), to_best_peer: Some((0.5, "haproxy")) };
+        assert_eq!(outcome.glances(), [expected]);
+        outcome.chains.retain(|measured| measured.role != Role::Peer);
+        assert_eq!(outcome.glances()[0].to_best_peer, None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;ma
     th,td{padding:.15rem .6rem;text-align:right;white-space:nowrap}th{border-bottom:1px solid #8c959f;font-weight:600}\
     th:first-child,td:first-child{text-align:left}tr.outrigger td{background:#eaf4ec;font-weight:600}\
     .wide{overflow-x:auto}.gap{color:#8a4600}.plots{display:flex;flex-wrap:wrap;gap:1.5rem}svg text{font-size:12px}\
-    nav{columns:3;font-size:13px}figure{margin:0}figcaption{font-size:13px;color:#57606a}";
+    figure{margin:0}figcaption{font-size:13px;color:#57606a}";
 
 /// Pixels of a plot.
 const LABEL_WIDTH: f64 = 110.0;
@@ -39,11 +39,17 @@ pub fn page(report: &Report) -> String {
     for (name, version) in &machine.versions {
         let _ = writeln!(page, "<tr><td>{}</td><td>{}</td></tr>", escape(name), escape(version));
     }
-    page.push_str("</table>\n<nav>\n");
-    for outcome in &report.scenarios {
-        let _ = writeln!(page, "<a href=\"#{0}\">{0}</a><br>", escape(&outcome.scenario));
+    page.push_str("</table>\n<h2>At a glance</h2>\n<table>\n");
+    for (index, row) in table::summary(report).iter().enumerate() {
+        let cell = if index == 0 { "th" } else { "td" };
+        let cells = row.iter().enumerate().map(|(column, text)| {
+            let text = escape(text);
+            let text = if column == 0 && index > 0 { format!("<a href=\"#{text}\">{text}</a>") } else { text };
+            format!("<{cell}>{text}</{cell}>")
+        });
+        let _ = writeln!(page, "<tr>{}</tr>", cells.collect::<String>());
     }
-    page.push_str("</nav>\n");
+    page.push_str("</table>\n");
     for outcome in &report.scenarios {
         scenario(&mut page, report, outcome);
     }

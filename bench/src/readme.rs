@@ -7,7 +7,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use crate::figures::{Figure, Measured, Outcome, Report, Role, number};
+use crate::figures::{Glance, Outcome, Report, Role, number};
 
 const BEGIN: &str = "<!-- figures: written by `outrigger-bench readme`; do not edit -->";
 const END: &str = "<!-- end of figures -->";
@@ -70,10 +70,7 @@ fn section(report: &Report) -> String {
     );
     for name in SHOWN {
         let Some(outcome) = report.scenarios.iter().find(|outcome| outcome.scenario == name) else { continue };
-        let Some(ours) = outcome.chains.iter().find(|measured| measured.role == Role::Outrigger) else { continue };
-        for figure in &outcome.headlines {
-            text.extend(row(outcome, ours, *figure));
-        }
+        text.extend(outcome.glances().iter().map(|glance| row(outcome, glance)));
     }
     let versions: Vec<_> = machine.versions.iter().map(|(name, version)| format!("{name}: {version}")).collect();
     let _ = write!(
@@ -85,27 +82,20 @@ fn section(report: &Report) -> String {
     text
 }
 
-fn row(outcome: &Outcome, ours: &Measured, figure: Figure) -> Option<String> {
-    let own = ours.median(figure)?;
-    let ratio = |to: Option<f64>| {
-        Outcome::ratio(ours, figure, to).map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
-    };
-    let best = outcome.best_peer(figure);
-    let named = best.map_or_else(|| "-".to_owned(), |(value, name)| format!("{} ({name})", ratio(Some(value))));
-    let peers: Vec<_> = outcome
-        .chains
-        .iter()
-        .filter(|measured| measured.role == Role::Peer)
-        .filter_map(|measured| Some(format!("{} {}", measured.chain, number(measured.median(figure)?))))
-        .collect();
-    Some(format!(
-        "| {} | {} | {} | {} | {named} | {} |\n",
+fn row(outcome: &Outcome, glance: &Glance<'_>) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let peers = outcome.chains.iter().filter(|measured| measured.role == Role::Peer);
+    let peers = peers.filter_map(|peer| Some(format!("{} {}", peer.chain, number(peer.median(glance.figure)?))));
+    let peers: Vec<_> = peers.collect();
+    format!(
+        "| {} | {} | {} | {} | {} | {} |\n",
         outcome.title,
-        figure.heading(outcome.work),
-        number(own),
-        ratio(outcome.floor(figure)),
-        if peers.is_empty() { "-".to_owned() } else { peers.join(", ") },
-    ))
+        glance.figure.heading(outcome.work),
+        number(glance.own),
+        or_dash(glance.to_floor.map(|ratio| format!("{ratio:.2}"))),
+        or_dash(glance.to_best_peer.map(|(ratio, name)| format!("{ratio:.2} ({name})"))),
+        or_dash(Some(peers.join(", ")).filter(|peers| !peers.is_empty())),
+    )
 }
 
 #[cfg(test)]

@@ -26,7 +26,31 @@ pub fn text(report: &Report) -> String {
             let _ = writeln!(text, "  {gap}");
         }
     }
+    let summary = summary(report);
+    if report.scenarios.len() > 1 && summary.len() > 1 {
+        let _ = write!(text, "\nat a glance:\n{}", aligned(&summary));
+    }
     text
+}
+
+/// Every headline of Outrigger in one table, with a heading.
+pub fn summary(report: &Report) -> Vec<Vec<String>> {
+    let heading = ["", "figure", "outrigger", "x floor", "x best peer", "who"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for outcome in &report.scenarios {
+        for glance in outcome.glances() {
+            let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+            rows.push(vec![
+                outcome.scenario.clone(),
+                glance.figure.heading(outcome.work),
+                number(glance.own),
+                ratio(glance.to_floor),
+                ratio(glance.to_best_peer.map(|(ratio, _)| ratio)),
+                glance.to_best_peer.map_or_else(String::new, |(_, name)| name.to_owned()),
+            ]);
+        }
+    }
+    rows
 }
 
 /// Heading and one row per chain: ratios of the headlines, then every figure, then the hops apart.
@@ -144,6 +168,8 @@ mod tests {
         assert_eq!(row("no proxy")[2..5], ["-", "-", "-"]);
         assert!(text.contains("x floor") && text.contains("CPU us/request"), "{text}");
         assert!(text.trim_end().ends_with("envoy is not measured"), "{text}");
+        let summary = summary(&sample(12.0));
+        assert_eq!(summary[1], ["two-hops", "CPU us/request", "12.0", "1.20", "0.50", "haproxy"]);
     }
 
     #[test]
