@@ -144,6 +144,8 @@ macro_rules! built_in {
 const BUILT_IN: &[(&str, &str)] = &built_in![
     "one-hop",
     "two-hops",
+    "two-hops-1",
+    "two-hops-512",
     "two-hops-http2",
     "two-hops-grpc",
     "two-hops-grpc-stream",
