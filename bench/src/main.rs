@@ -35,7 +35,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     chain::{Link, Protocol},
-    figures::{Machine, Report},
+    figures::{Machine, Outcome, Report},
     measure::Plan,
     process::Cores,
 };
@@ -244,32 +244,35 @@ fn run(arguments: &Run) -> Result<()> {
         time: Duration::from_secs(arguments.seconds),
         cores: Cores::choose()?,
         folder: &folder,
+        missing,
         counter: measure::counter(!arguments.no_syscalls),
     };
-    let mut outcomes = measure::run(&plan)?;
-    for (outcome, scenario) in outcomes.iter_mut().zip(&plan.scenarios) {
-        if !scenario.load.is_of_a_mesh() {
-            outcome.gaps.extend_from_slice(&missing);
-        }
-    }
-    let report = Report {
+    let machine = machine(&outriggers);
+    let report = |outcomes: &[Outcome]| Report {
         date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-        machine: machine(&outriggers),
+        machine: machine.clone(),
         rounds: arguments.rounds,
         seconds: arguments.seconds,
-        scenarios: outcomes,
+        scenarios: outcomes.to_vec(),
     };
-    let write = |file: &Option<PathBuf>, text: &dyn Fn() -> Result<String>| match file {
-        Some(file) => fs::write(file, text()?).with_context(|| format!("cannot write {}", file.display())),
-        None => Ok(()),
+    let keep = |outcomes: &[Outcome]| {
+        let report = report(outcomes);
+        write(arguments.json.as_deref(), || Ok(serde_json::to_string_pretty(&report)? + "\n"))?;
+        write(arguments.html.as_deref(), || Ok(html::page(&report)))
     };
-    write(&arguments.json, &|| Ok(serde_json::to_string_pretty(&report)? + "\n"))?;
-    write(&arguments.html, &|| Ok(html::page(&report)))?;
+    let report = report(&measure::run(&plan, keep)?);
     show(&report, arguments.output)?;
     if report.scenarios.iter().any(|outcome| outcome.chains.is_empty()) {
         bail!("a scenario has no figures at all (hint: the gaps above say why)");
     }
     Ok(())
+}
+
+fn write(file: Option<&Path>, text: impl Fn() -> Result<String>) -> Result<()> {
+    match file {
+        Some(file) => fs::write(file, text()?).with_context(|| format!("cannot write {}", file.display())),
+        None => Ok(()),
+    }
 }
 
 /// Where it was measured, and with what.

@@ -43,6 +43,8 @@ pub struct Plan<'a> {
     pub time: Duration,
     pub cores: Cores,
     pub folder: &'a Path,
+    /// A sentence for each peer that is not here.
+    pub missing: Vec<String>,
     /// What counts system calls; none: they are not counted.
     pub counter: Option<Peer>,
 }
@@ -54,23 +56,23 @@ struct Contender {
     measured: Measured,
 }
 
-/// Measures everything.
+/// Measures everything; `keep` gets all outcomes so far after each scenario, so that a run that is ended keeps what it has.
 ///
 /// # Errors
 /// When the origin cannot be started or our own files not written. A chain that fails is a gap, not an error.
-pub fn run(plan: &Plan<'_>) -> Result<Vec<Outcome>> {
+pub fn run(plan: &Plan<'_>, mut keep: impl FnMut(&[Outcome]) -> Result<()>) -> Result<Vec<Outcome>> {
     certificates::make(plan.folder)?;
     let progress = Progress::new(plan.scenarios.iter().map(|scenario| plan.steps(scenario)).sum());
-    plan.scenarios
-        .iter()
-        .map(|scenario| {
-            if scenario.load.is_of_a_mesh() {
-                mesh::measure(plan, scenario, &progress)
-            } else {
-                plan.measure(scenario, &progress)
-            }
-        })
-        .collect()
+    let mut outcomes = Vec::new();
+    for scenario in &plan.scenarios {
+        outcomes.push(if scenario.load.is_of_a_mesh() {
+            mesh::measure(plan, scenario, &progress)?
+        } else {
+            plan.measure(scenario, &progress)?
+        });
+        keep(&outcomes)?;
+    }
+    Ok(outcomes)
 }
 
 impl Plan<'_> {
@@ -116,7 +118,7 @@ impl Plan<'_> {
             headlines: scenario.headlines(),
             baseline: scenario.baseline.clone(),
             chains: Vec::new(),
-            gaps: Vec::new(),
+            gaps: self.missing.clone(),
         };
         let mut contenders = Vec::new();
         for chain in self.chains_of(scenario) {

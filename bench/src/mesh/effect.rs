@@ -29,6 +29,8 @@ use crate::{
 
 /// Longest wait for one change.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for one answer.
+const ONE_ANSWER: Duration = Duration::from_secs(5);
 /// Pause between two questions of one client, for each sidecar there is.
 const PAUSE_EACH: Duration = Duration::from_micros(100);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
@@ -151,7 +153,7 @@ impl Client {
         let wanted = format!("change-{number}.test");
         let began = Instant::now();
         loop {
-            let answer = self.ask().await;
+            let answer = tokio::time::timeout(ONE_ANSWER, self.ask()).await.context("no answer").flatten();
             if answer.as_ref().is_ok_and(|answer| answer.contains(&wanted)) {
                 return Ok(Instant::now());
             }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
 
@@ -25,6 +25,8 @@ use crate::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for one answer.
+const ONE_ANSWER: Duration = Duration::from_secs(5);
 /// Services in one revision: a message has a limit.
 const AT_ONCE: usize = 1000;
 /// After the last answer, until memory is looked at.
@@ -81,8 +83,8 @@ async fn teach(site: &Site<'_>, admin: &mut Admin, services: u32) -> Result<()> 
 async fn ask(outbound: SocketAddr, service: u32, sidecar: &Process) -> Result<()> {
     let began = Instant::now();
     loop {
-        let answer = ask_once(outbound, service).await;
-        if answer.as_ref().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        let answer = tokio::time::timeout(ONE_ANSWER, ask_once(outbound, service)).await;
+        if matches!(&answer, Ok(Ok(status)) if status.starts_with("HTTP/1.1 200")) {
             return Ok(());
         }
         if began.elapsed() > PATIENCE {
@@ -92,12 +94,13 @@ async fn ask(outbound: SocketAddr, service: u32, sidecar: &Process) -> Result<()
     }
 }
 
+/// The status line of one answer.
 async fn ask_once(outbound: SocketAddr, service: u32) -> Result<String> {
-    let mut stream = TcpStream::connect(outbound).await?;
+    let mut stream = BufReader::new(TcpStream::connect(outbound).await?);
     let host = format!("s{service}.bench");
     let request = format!("GET http://{host}/ HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer.lines().next().unwrap_or_default().to_owned())
+    let mut status = String::new();
+    stream.read_line(&mut status).await?;
+    Ok(status)
 }

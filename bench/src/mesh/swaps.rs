@@ -157,7 +157,8 @@ async fn generation(operator: SocketAddr) -> Result<u64> {
     let request = format!("GET /metrics HTTP/1.1\r\nhost: {operator}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
+    let reading = stream.read_to_string(&mut answer);
+    tokio::time::timeout(PATIENCE, reading).await.context("the sidecar's metrics do not end")??;
     of_metrics(&answer).context("the sidecar's metrics do not tell its generation")
 }
 
