@@ -42,7 +42,9 @@ pub enum Figure {
     /// From storing a change to the last acknowledgement.
     AckP50,
     AckP99,
-    /// Changes in effect in a second.
+    /// Changes that the control plane stored in a second.
+    Stored,
+    /// Changes in effect in a second: what is stored while another is being worked on takes effect with the next.
     Swaps,
     /// Requests that failed.
     Failed,
@@ -112,6 +114,7 @@ impl Figure {
             Self::EffectP99 => "in effect p99 ms".to_owned(),
             Self::AckP50 => "acked p50 ms".to_owned(),
             Self::AckP99 => "acked p99 ms".to_owned(),
+            Self::Stored => "stored/s".to_owned(),
             Self::Swaps => "swaps/s".to_owned(),
             Self::Failed => "failed".to_owned(),
             Self::QuietP99 => "p99 us without".to_owned(),
@@ -122,7 +125,7 @@ impl Figure {
 
     /// Whether more of it is better.
     pub const fn more_is_better(self) -> bool {
-        matches!(self, Self::Rate | Self::Swaps)
+        matches!(self, Self::Rate | Self::Stored | Self::Swaps)
     }
 
     /// Whether the spread over the rounds is worth a place in the table.

@@ -139,7 +139,13 @@ spec:
     }
 }
 
+/// STRICT, because the peers take nothing but mutual TLS either.
 const POLICY: &str = "---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: bench}
+spec: {mtls: {mode: STRICT}}
+---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: app, namespace: bench}

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use super::{
@@ -28,6 +29,8 @@ use crate::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Changes on their way at once.
+const IN_FLIGHT: usize = 4;
 
 pub(super) async fn run(
     site: &Site<'_>,
@@ -58,13 +61,16 @@ pub(super) async fn run(
         site.tell(&format!("round {round}, {swaps_per_second} changes a second"));
         let (before, began) = (generation(operator).await?, Instant::now());
         let ended = Arc::new(AtomicBool::new(false));
-        let changing = tokio::spawn(change(admin.clone(), swaps_per_second, Arc::clone(&ended)));
+        let stored = Arc::new(AtomicU64::new(0));
+        let changing = tokio::spawn(change(admin.clone(), swaps_per_second, Arc::clone(&ended), Arc::clone(&stored)));
         let busy = half(site, entry, load).await;
         let took = began.elapsed();
         let in_effect = generation(operator).await?.saturating_sub(before);
+        let stored = stored.load(Ordering::Relaxed);
         ended.store(true, Ordering::Relaxed);
         changing.await??;
         let (busy, failed) = busy?;
+        measured.add(Figure::Stored, stored as f64 / took.as_secs_f64());
         measured.add(Figure::Swaps, in_effect as f64 / took.as_secs_f64());
         measured.add(Figure::Failed, (failed_before + failed) as f64);
         measured.add(Figure::Rate, busy.rate);
@@ -96,15 +102,27 @@ async fn half(
     .await?
 }
 
-/// Sends changes, one at a time, at a rate; late ones follow at once.
-async fn change(mut admin: Admin, swaps_per_second: u32, ended: Arc<AtomicBool>) -> Result<()> {
+/// Sends changes at a rate. Some may be on their way at once: storing one takes longer than the next one waits.
+async fn change(admin: Admin, swaps_per_second: u32, ended: Arc<AtomicBool>, stored: Arc<AtomicU64>) -> Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1) / swaps_per_second);
     // A number that no earlier round had: each must be a change.
     let mut number = u64::try_from(jiff::Timestamp::now().as_microsecond())?;
+    let mut sending = JoinSet::new();
     while !ended.load(Ordering::Relaxed) {
         tick.tick().await;
         number += 1;
-        admin.apply(&route(number)).await?;
+        let (mut admin, stored) = (admin.clone(), Arc::clone(&stored));
+        sending.spawn(async move {
+            admin.apply(&route(number)).await?;
+            stored.fetch_add(1, Ordering::Relaxed);
+            anyhow::Ok(())
+        });
+        while sending.len() >= IN_FLIGHT {
+            sending.join_next().await.context("nothing is on its way")???;
+        }
+    }
+    while let Some(sent) = sending.join_next().await {
+        sent??;
     }
     Ok(())
 }
