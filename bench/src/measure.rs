@@ -34,6 +34,8 @@ const COUNTING: Duration = Duration::from_secs(1);
 /// After connections were opened, until their memory is looked at.
 const SETTLE: Duration = Duration::from_millis(500);
 const KIB_PER_MIB: f64 = 1024.0;
+/// The gap of a scenario that nobody was measured in, where nobody was to be.
+pub const NOBODY: &str = "none of the chosen chains takes part";
 
 /// What a run is made of.
 pub struct Plan<'a> {
@@ -121,6 +123,9 @@ impl Plan<'_> {
             gaps: self.missing.clone(),
         };
         let mut contenders = Vec::new();
+        if self.chains_of(scenario).is_empty() {
+            outcome.gaps.push(NOBODY.to_owned());
+        }
         for chain in self.chains_of(scenario) {
             progress.tell(&format!("{}: starting {chain}", scenario.name));
             match self.begin(chain, scenario, origin_at) {

@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     chain::{Chain, outrigger::SETTINGS},
     figures::{Measured, Outcome, Role},
-    measure::Plan,
+    measure::{NOBODY, Plan},
     progress::Progress,
     scenario::{Load, Scenario},
 };
@@ -55,6 +55,9 @@ pub fn measure(plan: &Plan<'_>, scenario: &Scenario, progress: &Progress) -> Res
         chains: Vec::new(),
         gaps: Vec::new(),
     };
+    if plan.chains_of(scenario).is_empty() {
+        outcome.gaps.push(NOBODY.to_owned());
+    }
     for chain in plan.chains_of(scenario) {
         let Chain::Outrigger { binary, .. } = chain else { continue };
         let folder = plan.folder.join(format!("{}-{}", chain.name(), scenario.name));
