@@ -36,3 +36,15 @@ golden:
 # Write the generated pages of docs/ anew; look at the difference before committing.
 docs:
     OUTRIGGER_REWRITE_DOCS=1 cargo test -p outrigger-proxy -p outrigger-control-plane --test references
+
+# Outrigger beside its peers: `just bench two-hops`. See bench/README.md.
+bench *args:
+    cargo build --release --bin outrigger --bin outrigger-bench -p outrigger-control-plane -p outrigger-bench
+    target/release/outrigger-bench run {{args}}
+
+# The committed figures and the README's performance section, measured anew: more than an hour on a quiet machine.
+figures *args:
+    cargo build --release --bin outrigger --bin outrigger-bench -p outrigger-control-plane -p outrigger-bench
+    mkdir -p bench/results
+    target/release/outrigger-bench run --rounds 5 --json bench/results/reference.json --html target/bench.html {{args}}
+    target/release/outrigger-bench readme bench/results/reference.json

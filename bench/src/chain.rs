@@ -5,8 +5,7 @@
 
 use std::{
     fmt, fs,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -17,28 +16,35 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     certificates,
+    figures::Role,
+    load::probe,
     peers::{self, Peer},
     process::{Cores, Process},
-    scenario::Scenario,
+    scenario::{Client, Scenario},
 };
 
 mod envoy;
 mod haproxy;
 mod nginx;
-mod outrigger;
+pub mod outrigger;
 
-pub use outrigger::HOST;
+/// The name that the client asks for.
+pub const HOST: &str = "app.bench.svc.cluster.local";
 
-/// Longest wait for the first request to be answered.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait for the first request to be answered; the largest configurations take seconds to read.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Between two looks whether it is: short, because `start` measures with it.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What stands between client and origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chain {
     /// Nothing.
     Direct,
-    /// Our own bare forwarder: what everybody else is compared with.
-    Floor,
+    /// Our own bare forwarder: what everybody else is compared with. HTTP/2 between its two hops, or HTTP/1.1.
+    Floor {
+        http2: bool,
+    },
     /// Outrigger, from this binary.
     Outrigger {
         label: String,
@@ -63,24 +69,63 @@ pub struct Running {
     pub entry: SocketAddr,
     /// First hop first; empty without a proxy.
     pub proxies: Vec<Process>,
+    /// What a client that does mutual TLS itself has to offer.
+    pub alpn: &'static str,
 }
 
-/// What a chain needs to know to be configured.
-struct Place<'a> {
+/// What is spoken between two neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Protocol {
+    Http1,
+    Http2,
+    Tcp,
+}
+
+impl Protocol {
+    /// What it is called in TLS.
+    pub const fn alpn(self) -> &'static [&'static str] {
+        match self {
+            Self::Http1 => &["http/1.1"],
+            Self::Http2 => &["h2"],
+            Self::Tcp => &[],
+        }
+    }
+}
+
+/// One side of a proxy: where, what is spoken there, and whether in mutual TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+    pub tls: bool,
+}
+
+/// Which proxy of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// Stands beside the client.
+    First,
+    /// Stands beside the origin.
+    Second,
+}
+
+/// One proxy to be configured.
+struct Hop<'a> {
     folder: &'a Path,
-    origin: SocketAddr,
-    hops: u8,
-    /// The first hop, which the client speaks to.
-    first: SocketAddr,
-    /// The second hop, if there are two.
-    second: SocketAddr,
+    scenario: &'a Scenario,
+    side: Side,
+    /// What it takes.
+    taken: Link,
+    /// What it sends.
+    sent: Link,
 }
 
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Direct => f.write_str("no proxy"),
-            Self::Floor => f.write_str("floor"),
+            Self::Floor { http2: true } => f.write_str("floor"),
+            Self::Floor { http2: false } => f.write_str("floor h1"),
             Self::Outrigger { label, .. } => f.write_str(label),
             Self::Nginx(_) => f.write_str("nginx"),
             Self::Haproxy { http2: true, .. } => f.write_str("haproxy h2"),
@@ -92,9 +137,13 @@ impl fmt::Display for Chain {
 }
 
 impl Chain {
-    /// Whether others measure themselves with it.
-    pub const fn is_peer(&self) -> bool {
-        matches!(self, Self::Nginx(_) | Self::Haproxy { .. } | Self::Envoy { .. })
+    pub const fn role(&self) -> Role {
+        match self {
+            Self::Direct => Role::None,
+            Self::Floor { .. } => Role::Floor,
+            Self::Outrigger { .. } => Role::Outrigger,
+            Self::Nginx(_) | Self::Haproxy { .. } | Self::Envoy { .. } => Role::Peer,
+        }
     }
 
     /// The name with which `--chain` chooses it.
@@ -102,70 +151,110 @@ impl Chain {
         self.to_string().replace(' ', "-")
     }
 
-    /// Starts it on the chain's core, in front of `origin`.
+    /// Whether it differs, in this scenario, from every other chain, and whether it can carry it at all.
+    pub fn takes_part(&self, scenario: &Scenario) -> bool {
+        let has_choice = scenario.hops == 2 && scenario.client != Client::Tcp;
+        match self {
+            Self::Direct => !scenario.client_tls && !matches!(scenario.load, crate::scenario::Load::Start),
+            // gRPC needs HTTP/2 all the way.
+            Self::Floor { http2: false } => has_choice && !scenario.client.is_grpc(),
+            Self::Haproxy { http2, .. } | Self::Envoy { http2, .. } if has_choice => {
+                *http2 || !scenario.client.is_grpc()
+            }
+            Self::Haproxy { http2, .. } | Self::Envoy { http2, .. } => !*http2,
+            Self::Floor { http2: true } | Self::Outrigger { .. } | Self::Nginx(_) => true,
+        }
+    }
+
+    /// What it speaks between its hops, where others can tell it.
+    fn between(&self, scenario: &Scenario) -> Protocol {
+        match self {
+            _ if scenario.client == Client::Tcp => Protocol::Tcp,
+            _ if scenario.client.is_grpc() => Protocol::Http2,
+            Self::Floor { http2: true } | Self::Haproxy { http2: true, .. } | Self::Envoy { http2: true, .. } => {
+                Protocol::Http2
+            }
+            _ => Protocol::Http1,
+        }
+    }
+
+    /// What it speaks to the origin: what the client speaks, except that nginx has HTTP/2 to upstreams for gRPC only.
+    fn to_origin(&self, scenario: &Scenario) -> Protocol {
+        match (self, scenario.client) {
+            (_, Client::Tcp) => Protocol::Tcp,
+            (_, Client::Http1) | (Self::Nginx(_), Client::Http2) => Protocol::Http1,
+            _ => Protocol::Http2,
+        }
+    }
+
+    /// Starts it on the chain's core, in front of `origin`, and waits until the first request is answered.
     ///
     /// # Errors
     /// When a part of it cannot be started; with what it said.
     pub fn start(&self, scenario: &Scenario, origin: SocketAddr, cores: Cores, folder: &Path) -> Result<Running> {
         if *self == Self::Direct {
-            return Ok(Running { entry: origin, proxies: Vec::new() });
+            return Ok(Running { entry: origin, proxies: Vec::new(), alpn: "" });
         }
-        let place = Place { folder, origin, hops: scenario.hops, first: free_address()?, second: free_address()? };
-        let name = self.name();
+        let taken = match scenario.client {
+            Client::Http1 => Protocol::Http1,
+            Client::Tcp => Protocol::Tcp,
+            _ => Protocol::Http2,
+        };
+        let entry = Link { address: free_address()?, protocol: taken, tls: scenario.client_tls };
+        let end = Link { address: origin, protocol: self.to_origin(scenario), tls: false };
         // The far side first: nobody should find its upstream missing.
-        let sides: &[Side] = if place.hops == 2 { &[Side::Second, Side::First] } else { &[Side::First] };
+        let hops = if scenario.hops == 2 {
+            let middle = Link { address: free_address()?, protocol: self.between(scenario), tls: true };
+            vec![(Side::Second, middle, end), (Side::First, entry, middle)]
+        } else if scenario.client_tls {
+            vec![(Side::Second, entry, end)]
+        } else {
+            vec![(Side::First, entry, end)]
+        };
         let mut proxies = Vec::new();
-        for side in sides {
-            let mut command = match self {
-                Self::Direct => continue,
-                Self::Floor => floor(&place, *side)?,
-                Self::Outrigger { binary, .. } => outrigger::command(binary, &place, *side)?,
-                Self::Nginx(binary) => nginx::command(binary, &place, *side)?,
-                Self::Haproxy { binary, http2 } => haproxy::command(binary, *http2, &place, *side)?,
-                Self::Envoy { binary, http2 } => envoy::command(binary, *http2, &place, *side)?,
-            };
-            let log = format!("{name}-{}-{}", scenario.name, side.word());
-            let mut process = Process::start(&log, &mut command, cores.chain, folder)?;
-            process.wait_until_listening(place.listen(*side))?;
+        for (side, taken, sent) in hops {
+            let hop = Hop { folder, scenario, side, taken, sent };
+            let mut command = self.command(&hop)?;
+            let log = format!("{}-{}-{}", self.name(), scenario.name, side.word());
+            let mut process = Process::start(&log, &mut command, Some(cores.chain), folder)?;
+            process.wait_until_listening(taken.address)?;
             proxies.insert(0, process);
         }
-        wait_until_answering(place.first, &proxies)?;
-        Ok(Running { entry: place.first, proxies })
+        let running = Running { entry: entry.address, proxies, alpn: self.alpn() };
+        running.wait_until_answering(scenario, folder)?;
+        Ok(running)
+    }
+
+    const fn alpn(&self) -> &'static str {
+        if matches!(self, Self::Outrigger { .. }) { outrigger::ALPN } else { "http/1.1" }
+    }
+
+    fn command(&self, hop: &Hop<'_>) -> Result<Command> {
+        match self {
+            Self::Direct | Self::Floor { .. } => floor(hop),
+            Self::Outrigger { binary, .. } => outrigger::command(binary, hop),
+            Self::Nginx(binary) => nginx::command(binary, hop),
+            Self::Haproxy { binary, .. } => haproxy::command(binary, hop),
+            Self::Envoy { binary, .. } => envoy::command(binary, hop),
+        }
     }
 }
 
-/// Waits until a request gets its answer from the origin: listening is not yet knowing where to send to.
-fn wait_until_answering(entry: SocketAddr, proxies: &[Process]) -> Result<()> {
-    let started = Instant::now();
-    loop {
-        let answer = ask_once(entry);
-        if matches!(&answer, Ok(status) if status.starts_with("HTTP/1.1 200")) {
-            return Ok(());
+impl Running {
+    /// Waits until a request gets its answer from the origin: listening is not yet knowing where to send to.
+    fn wait_until_answering(&self, scenario: &Scenario, folder: &Path) -> Result<()> {
+        let started = Instant::now();
+        let tls = scenario.client_tls.then(|| certificates::client(folder, &[self.alpn])).transpose()?;
+        loop {
+            let answer = probe::ask_once(self.entry, scenario, tls.clone());
+            let Err(error) = answer else { return Ok(()) };
+            if started.elapsed() > ANSWER {
+                let said: Vec<_> = self.proxies.iter().map(Process::last_words).collect();
+                bail!("no request is answered (the last try: {error:#}); it said:\n{}", said.join("\n"));
+            }
+            thread::sleep(LOOK);
         }
-        if started.elapsed() > ANSWER {
-            let answer = answer.unwrap_or_else(|error| error.to_string());
-            let said: Vec<_> = proxies.iter().map(Process::last_words).collect();
-            bail!("no request is answered with 200 (the last one: {}); it said:\n{}", answer.trim(), said.join("\n"));
-        }
-        thread::sleep(ANSWER / 100);
     }
-}
-
-/// The first bytes of one answer.
-fn ask_once(entry: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(entry)?;
-    stream.set_read_timeout(Some(ANSWER / 10))?;
-    stream.write_all(format!("GET / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n").as_bytes())?;
-    let mut first = [0; 64];
-    let bytes = stream.read(&mut first)?;
-    Ok(String::from_utf8_lossy(&first[..bytes]).lines().next().unwrap_or_default().to_owned())
-}
-
-/// Which proxy of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    First,
-    Second,
 }
 
 impl Side {
@@ -177,29 +266,7 @@ impl Side {
     }
 }
 
-impl Place<'_> {
-    fn listen(&self, side: Side) -> SocketAddr {
-        match side {
-            Side::First => self.first,
-            Side::Second => self.second,
-        }
-    }
-
-    /// Where a side sends to.
-    fn next(&self, side: Side) -> SocketAddr {
-        if side == Side::First && self.hops == 2 { self.second } else { self.origin }
-    }
-
-    /// Whether a side speaks TLS to the next.
-    fn originates_tls(&self, side: Side) -> bool {
-        side == Side::First && self.hops == 2
-    }
-
-    /// Whether a side takes TLS.
-    fn terminates_tls(&self, side: Side) -> bool {
-        side == Side::Second
-    }
-
+impl Hop<'_> {
     fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.folder.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -209,21 +276,43 @@ impl Place<'_> {
     fn certificate(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
+
+    /// Names of the services that are configured and not asked for; only the first hop knows services.
+    fn other_services(&self) -> impl Iterator<Item = String> + use<> {
+        let count = if self.side == Side::First { self.scenario.services - 1 } else { 0 };
+        (0..count).map(|number| format!("s{number:06}"))
+    }
+
+    /// Prefixes that rules match, when there are rules.
+    fn rules(&self) -> Vec<String> {
+        let count = if self.side == Side::First && self.scenario.rules > 1 { self.scenario.rules } else { 0 };
+        (0..count).map(crate::scenario::rule_prefix).collect()
+    }
 }
 
-fn floor(place: &Place<'_>, side: Side) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    let part = match (place.hops, side) {
-        (2, Side::First) => "first",
-        (2, Side::Second) => "second",
-        _ => "only",
+/// What a service is called by clients.
+fn host_of(service: &str) -> String {
+    format!("{service}.bench.svc.cluster.local")
+}
+
+fn floor(hop: &Hop<'_>) -> Result<Command> {
+    let word = |protocol| match protocol {
+        Protocol::Http1 => "http1",
+        Protocol::Http2 => "http2",
+        Protocol::Tcp => "tcp",
     };
+    let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["floor", "--place", part])
-        .args(["--listen", &place.listen(side).to_string()])
-        .args(["--to", &place.next(side).to_string()])
+        .args(["floor", "--listen", &hop.taken.address.to_string(), "--take", word(hop.taken.protocol)])
+        .args(["--to", &hop.sent.address.to_string(), "--send", word(hop.sent.protocol)])
         .arg("--certificates")
-        .arg(place.folder);
+        .arg(hop.folder);
+    if hop.taken.tls {
+        command.arg("--take-tls");
+    }
+    if hop.sent.tls {
+        command.arg("--send-tls");
+    }
     Ok(command)
 }
 
@@ -232,15 +321,16 @@ fn floor(place: &Place<'_>, side: Side) -> Result<Command> {
 /// # Errors
 /// When a named chain is unknown or not there, or Outrigger itself is missing.
 pub fn choose(names: &[String], outriggers: &[PathBuf]) -> Result<(Vec<Chain>, Vec<String>)> {
-    let mut all = vec![Chain::Direct, Chain::Floor];
+    let mut all = vec![Chain::Direct, Chain::Floor { http2: true }, Chain::Floor { http2: false }];
     for (index, binary) in outriggers.iter().enumerate() {
-        if !binary.is_file() {
+        let label = if index == 0 { "outrigger".to_owned() } else { format!("outrigger {}", index + 1) };
+        let is_wanted = names.is_empty() || names.contains(&label.replace(' ', "-"));
+        if is_wanted && !binary.is_file() {
             bail!(
                 "there is no {} (hint: `cargo build --release --bin outrigger`, or name another with --outrigger)",
                 binary.display()
             );
         }
-        let label = if index == 0 { "outrigger".to_owned() } else { format!("outrigger {}", index + 1) };
         all.push(Chain::Outrigger { label, binary: binary.clone() });
     }
     let mut missing = Vec::new();

@@ -46,7 +46,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 /// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is forwarded and, for each
 /// connection-option in this field, remove any header or trailer field(s) from the message with the same name". `TE: trailers`
 /// stays, because it says what the far end can read (gRPC insists on it). With `keep_upgrade` of an HTTP/1.1 upgrade, exactly
-/// `Connection: upgrade` and its protocols are left. Transfer-Encoding goes: hyper frames the next message by its body.
+/// `Connection: upgrade` and its protocols are left. Transfer-Encoding goes: the next message is framed by its body.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: Option<&Upgrade>) {
     if headers.contains_key(header::CONNECTION) {
         let listed: Vec<HeaderName> = tokens(headers, &header::CONNECTION)

@@ -1,6 +1,7 @@
 //! Requests in, responses out.
 //!
-//! `serve` reads them: HTTP/1 with the codec in `http1`, HTTP/2 with hyper (the one file that knows hyper's server). `normalize` gives each request one meaning, `headers`
+//! `serve` reads them: HTTP/1 with the codec in `http1`, HTTP/2 with hyper (the one file that knows hyper's server). `normalize` gives each request
+//! one meaning, `headers`
 //! edits the fields that concern a hop, `body` and `replay` carry the content, `upgrade` leaves HTTP, `grpc` reads
 //! gRPC's fields, and `reply` writes every response that does not come from an endpoint.
 

@@ -3,8 +3,8 @@
 //! Called by the journeys first of all. Afterwards the path is origin-form and normalised, the authority stands in an
 //! extension ([`Target`]) and in exactly one Host field, and framing fields are unambiguous. Everything that two
 //! readers could understand differently is refused with 400 instead of repaired.
-//! It sees the request after hyper's parser; what that repairs silently (bare line feeds, Content-Length beside
-//! Transfer-Encoding, fragments) is the matter of a gate before it. TRACE passes, without content: whether an application
+//! The bytes of HTTP/1 have passed `http1/head.rs`, which lets nothing through that reads in two ways; those of HTTP/2 hyper. TRACE passes,
+//! without content: whether an application
 //! answers it is its own decision.
 
 use std::borrow::Cow;
@@ -148,7 +148,7 @@ fn check_framing(request: &Request<Body>) -> Result<(), Violation> {
     Ok(())
 }
 
-/// hyper answers 100-continue itself as soon as somebody reads the body, so the next hop must not be asked again.
+/// The codec asks for the content itself as soon as somebody reads it, so the next hop must not be asked again.
 fn settle_expectation(headers: &mut HeaderMap) -> Result<(), Violation> {
     if headers.contains_key(header::EXPECT) {
         let known = headers
