@@ -14,7 +14,7 @@ use divan::{Bencher, black_box};
 use http::{Request, Version, request::Parts};
 use outrigger_proto::{kind::Kind, mesh};
 use outrigger_proxy::{
-    balance::{Algorithm, Candidate, PickContext, Standing, pick, pick_equal},
+    balance::{Algorithm, Candidate, Cost, PickContext, Standing, pick, pick_equal},
     config::apply::{Assembler, Held},
     host,
     http::{body::Body, normalize::normalize},
@@ -82,8 +82,12 @@ impl Candidate for Endpoint {
         1
     }
 
-    fn cost(&self) -> f64 {
-        self.0
+    fn cost(&self) -> Cost {
+        Cost { latency: self.0, in_flight: 1 }
+    }
+
+    fn part_cost(&self, _part: u32) -> Cost {
+        self.cost()
     }
 
     fn standing(&self) -> Standing {

@@ -50,7 +50,8 @@ pub enum Step {
 const SIZE_DIGITS: usize = 15;
 
 impl Chunked {
-    pub const fn new() -> Self {
+    /// Before the first chunk.
+    pub const fn start() -> Self {
         Self { state: State::Size, extensions: 0 }
     }
 
@@ -164,7 +165,7 @@ mod tests {
 
     /// Content, trailer lines, bytes left over; fed in pieces that end at `cuts`.
     fn read(text: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, usize, usize), Fault> {
-        let mut reader = Chunked::new();
+        let mut reader = Chunked::start();
         let mut received = BytesMut::new();
         let (mut content, mut trailers) = (Vec::new(), 0);
         let mut from = 0;

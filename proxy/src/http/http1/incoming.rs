@@ -36,7 +36,7 @@ impl Content {
         match framing {
             Framing::Empty => Self::Over,
             Framing::Length(bytes) => Self::Length(bytes),
-            Framing::Chunked => Self::Chunked(Chunked::new()),
+            Framing::Chunked => Self::Chunked(Chunked::start()),
             Framing::UntilClose => Self::UntilClose,
         }
     }
