@@ -53,6 +53,34 @@ pub fn reset_on_close(io: &TcpStream) {
     let _ = SockRef::from(io).set_linger(Some(Duration::ZERO));
 }
 
+/// How many bytes of what was written on a connection the far side's system has acknowledged; `None`: the kernel does not say.
+///
+/// After the far side has ended (a read gave 0) this is exact: what it acknowledged last came with its end, and what it
+/// acknowledged is the most that it can have read.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "no safe crate reads TCP_INFO with the fields of the last ten years")]
+pub fn acknowledged(io: &TcpStream) -> Option<u64> {
+    use std::os::fd::AsRawFd as _;
+    // `struct tcp_info` of linux/tcp.h: 8 bytes, 24 words of 4, then words of 8, of which the third is tcpi_bytes_acked (Linux 4.1).
+    const PLACE: usize = (8 + 24 * 4) / 8 + 2;
+    let mut info = [0_u64; 32];
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
+    // SAFETY: the descriptor is open for as long as `io` is borrowed; the kernel writes at most `bytes` bytes into `info`, for which
+    // every bit pattern is a value, and stores how many it wrote.
+    let result = unsafe {
+        libc::getsockopt(io.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut bytes)
+    };
+    let filled = usize::try_from(bytes).ok()? / 8;
+    // The opening of the connection counts as one byte.
+    (result == 0 && filled > PLACE).then(|| info.get(PLACE).copied().unwrap_or_default().saturating_sub(1))
+}
+
+/// How many bytes of what was written on a connection the far side's system has acknowledged; here the kernel does not say.
+#[cfg(not(target_os = "linux"))]
+pub fn acknowledged(_io: &TcpStream) -> Option<u64> {
+    None
+}
+
 /// A stream that may have a TCP connection beneath.
 pub trait OverTcp {
     /// That connection; `None` for a stream inside another one, which has none of its own.

@@ -49,6 +49,10 @@ pub struct Unanswered {
     pub untouched: bool,
     /// It was the request's own body that broke off.
     pub upload_failed: bool,
+    /// The far side ended the connection without a word (and did not break it).
+    pub ended: bool,
+    /// Bytes that the stream had taken before this request.
+    pub written_before: u64,
 }
 
 struct Link<S>(Mutex<State<S>>);
@@ -62,6 +66,8 @@ struct State<S> {
     answer: Answer,
     /// Where the wire stood when the request began.
     written_before: u64,
+    /// The far side ended while a head was waited for, before a byte of it came.
+    ended: bool,
 }
 
 /// The request's content on its way.
@@ -101,6 +107,13 @@ pub struct Answering<S: Stream + 'static> {
     over: bool,
 }
 
+impl<S> Clone for Connection<S> {
+    /// Another handle to the same connection.
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
 impl<S: Stream + 'static> Connection<S> {
     pub fn new(io: S, rules: Rules) -> Self {
         Self(Arc::new(Link(Mutex::new(State {
@@ -110,6 +123,7 @@ impl<S: Stream + 'static> Connection<S> {
             upload: Upload::Done,
             answer: Answer::Idle,
             written_before: 0,
+            ended: false,
         }))))
     }
 
@@ -257,6 +271,7 @@ impl<S: Stream> State<S> {
             }
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) => {
+                    self.ended = self.wire.received.is_empty() && *interim == 0;
                     return Poll::Ready(Err(match std::mem::replace(&mut self.upload, Upload::Done) {
                         Upload::Refused(error) => error.into(),
                         _ => Broken::incomplete(),
@@ -296,10 +311,11 @@ impl<S: Stream + 'static> Future for Answering<S> {
             Err(broken) => {
                 let untouched = state.wire.written == state.written_before;
                 let upload_failed = matches!(broken, Broken::BodyBroke);
+                let (ended, written_before) = (state.ended, state.written_before);
                 state.give_up();
                 drop(state);
                 self.over = true;
-                return Poll::Ready(Err(Unanswered { broken, untouched, upload_failed }));
+                return Poll::Ready(Err(Unanswered { broken, untouched, upload_failed, ended, written_before }));
             }
         };
         let leaves = head.parts.status == StatusCode::SWITCHING_PROTOCOLS
