@@ -71,7 +71,7 @@ fn server(text: &mut String, hop: &Hop<'_>, host: &str, upstream: &str) {
     let default = if upstream == "next" { " default_server" } else { "" };
     let _ = write!(
         text,
-        "  upstream {upstream} {{ server {next}; keepalive 256; keepalive_requests 100000000; }}\n  \
+        "  upstream {upstream} {{ server {next}; keepalive 1024; keepalive_requests 100000000; }}\n  \
          server {{\n    listen {listen}{default}{flags}; server_name {host}; {taken}\n",
         next = hop.sent.address,
         listen = hop.taken.address,
