@@ -121,15 +121,24 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     if mode == PeerMode::Disable {
         worker.telemetry.connection_secured(Direction::Inbound, Security::None);
         let authorized = authorize_connection(mode, false)?;
-        return carry(io, None, entry(None, authorized), worker).await;
+        return carry(io, None, None, entry(None, authorized), worker).await;
     }
-    // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server.
-    let detected = match mode {
-        PeerMode::Strict => Some(io.detect_within(residents.settings.timeouts.first_byte).await?),
+    // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server, or its first bytes
+    // are still on their way, and may yet be those of a mesh peer.
+    let (detected, opened) = match mode {
+        PeerMode::Strict => (Some(io.detect_within(residents.settings.timeouts.first_byte).await?), None),
         PeerMode::Permissive | PeerMode::Disable => tokio::select! {
             biased;
-            detected = io.detect_client() => Some(detected?),
-            () = host::sleep(SERVER_FIRST) => None,
+            detected = io.detect_client() => (Some(detected?), None),
+            () = host::sleep(SERVER_FIRST) => match protocol {
+                Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
+                    (Some(io.detect_within(residents.settings.timeouts.first_byte).await?), None)
+                }
+                Protocol::Tcp | Protocol::Tls | Protocol::Detect => {
+                    let silent = entry(None, authorize_connection(mode, false)?);
+                    wait_for_either(&mut io, &silent, &worker).await?
+                }
+            },
         },
     };
     match detected {
@@ -165,9 +174,31 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
                 }
             };
             worker.telemetry.connection_secured(Direction::Inbound, Security::None);
-            carry(io, detected, entry(None, authorized), worker).await
+            carry(io, detected, opened, entry(None, authorized), worker).await
         }
     }
+}
+
+/// Gives the application the chance to speak first while the client is silent. `None`: the client has said nothing, and is not waited
+/// for any longer; what the application said first is kept with the connection to it.
+async fn wait_for_either<S: Stream>(
+    io: &mut Rewound<S>,
+    entry: &Entry,
+    worker: &Worker,
+) -> Result<(Option<Detected>, Option<opaque::Opened>), Failure> {
+    let mut opened = open(entry, worker).await?;
+    let mut first = bytes::BytesMut::with_capacity(1024);
+    let detected = tokio::select! {
+        biased;
+        detected = io.detect_client() => Some(detected?),
+        read = opened.io.read_buf(&mut first) => {
+            read.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
+            None
+        }
+        () = host::sleep(worker.residents.settings.timeouts.detect) => None,
+    };
+    opened.first = first.freeze();
+    Ok((detected, Some(opened)))
 }
 
 /// Carries what a mesh peer sends: its protocol stands in the handshake.
@@ -184,12 +215,13 @@ async fn carry_mesh<S: Stream + OverTcp + 'static>(io: S, entry: Entry, worker: 
 async fn carry<S: Stream + OverTcp + 'static>(
     mut io: Rewound<S>,
     detected: Option<Detected>,
+    opened: Option<opaque::Opened>,
     entry: Entry,
     worker: Worker,
 ) -> Result<(), Failure> {
     let timeouts = &worker.residents.settings.timeouts;
     match entry.protocol {
-        Protocol::Tcp | Protocol::Tls => forward_opaque(io, None, &entry, &worker).await,
+        Protocol::Tcp | Protocol::Tls => forward_opaque(io, opened, &entry, &worker).await,
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
             let detected = match detected {
                 Some(detected) => detected,
@@ -202,32 +234,13 @@ async fn carry<S: Stream + OverTcp + 'static>(
             }
         }
         Protocol::Detect => {
-            if let Some(detected) = detected {
-                return match Version::of(&detected) {
-                    Some(version) => serve_http(io, version, entry, worker).await,
-                    None => forward_opaque(io, None, &entry, &worker).await,
-                };
-            }
-            let mut opened = open(&entry, &worker).await?;
-            let mut first = bytes::BytesMut::with_capacity(1024);
-            let detected = tokio::select! {
-                biased;
-                detected = io.detect_client() => Some(detected?),
-                read = opened.io.read_buf(&mut first) => {
-                    read.map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
-                    None
-                }
-                () = host::sleep(timeouts.detect) => None,
+            let (detected, opened) = match (detected, opened) {
+                (None, None) => wait_for_either(&mut io, &entry, &worker).await?,
+                known => known,
             };
             match detected.as_ref().and_then(Version::of) {
-                Some(version) => {
-                    drop(opened);
-                    serve_http(io, version, entry, worker).await
-                }
-                None => {
-                    opened.first = first.freeze();
-                    forward_opaque(io, Some(opened), &entry, &worker).await
-                }
+                Some(version) => serve_http(io, version, entry, worker).await,
+                None => forward_opaque(io, opened, &entry, &worker).await,
             }
         }
     }

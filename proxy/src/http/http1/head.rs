@@ -1,6 +1,6 @@
 //! The head of a message: grammar of RFC 9112 §2 to §5, without any of its leniencies. Pure.
 //!
-//! [`find_end`] looks for the end of a head in what has come so far, [`request`] and [`response`] read a whole one. A head that any
+//! [`find_end`] looks for the end of a head in what has come so far, [`request()`] and [`response()`] read a whole one. A head that any
 //! other reader could understand differently does not pass: line feeds alone, folded fields, space around names, control characters,
 //! bytes in the target that must be escaped, fragments. Values are slices of the head's own bytes.
 
