@@ -15,5 +15,6 @@ pub mod replay;
 pub mod reply;
 pub mod serve;
 pub mod upgrade;
+pub mod watched;
 
 pub use body::{Body, BodyError};

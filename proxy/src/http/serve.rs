@@ -20,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
@@ -32,13 +32,13 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     Body,
     body::{Observer, TrailerLimit},
     frames::FrameBudget,
     http1::{Broken, chunked::ChunkLimits, head::HeadLimits, server},
+    watched::{Look, Watched},
 };
 use crate::{
     detect::Detected,
@@ -186,7 +186,7 @@ where
 {
     let activity = Arc::new(Activity::new(settings.requests));
     let frames = FrameBudget::new(settings.control_frames);
-    let io = TokioIo::new(Watched { io, activity: Arc::clone(&activity), frames });
+    let io = TokioIo::new(Watched::new(io, Arrivals { activity: Arc::clone(&activity), frames }));
     let service = {
         let activity = Arc::clone(&activity);
         let trailers = settings.trailers;
@@ -404,68 +404,21 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
     }
 }
 
-/// The stream, with its reads noted and its frames counted.
-struct Watched<S> {
-    io: S,
+/// Notes reads and counts frames.
+struct Arrivals {
     activity: Arc<Activity>,
     frames: FrameBudget,
 }
 
-impl<S> Watched<S> {
-    fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(bytes)) = written {
-            self.frames.sent(*bytes);
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
-        let bytes = buffer.filled().len() - before;
-        if bytes > 0 {
-            this.activity.read(bytes);
-            let new = buffer.filled().get(before..).unwrap_or_default();
-            let elapsed = || Duration::from_micros(this.activity.elapsed_micros());
-            if let Err(error) = this.frames.received(new, elapsed) {
-                return Poll::Ready(Err(io::Error::other(error)));
-            }
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write(cx, bytes);
-        this.wrote(&written);
-        written
+impl Look for Arrivals {
+    fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.activity.read(bytes.len());
+        let elapsed = || Duration::from_micros(self.activity.elapsed_micros());
+        self.frames.received(bytes, elapsed).map_err(io::Error::other)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
-        this.wrote(&written);
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+    fn sent(&mut self, bytes: usize) {
+        self.frames.sent(bytes);
     }
 }
 

@@ -3,12 +3,10 @@
 use std::{
     error::Error as StdError,
     io,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,14 +14,17 @@ use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::warn;
 
 use super::dial::{Hold, Upstream};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
-    http::{body::Body, frames::FrameBudget},
+    http::{
+        body::Body,
+        frames::FrameBudget,
+        watched::{Look, Watched},
+    },
     settings::{Limits, Timeouts},
 };
 
@@ -78,8 +79,8 @@ pub async fn open(
         .keep_alive_timeout(timeouts.ping_timeout);
     let born = host::now();
     let flooded = Arc::new(AtomicBool::new(false));
-    let frames = FrameBudget::of_server(limits.http2_control_frames);
-    let watched = Watched { io, frames, born, flooded: Arc::clone(&flooded) };
+    let budget = FrameBudget::of_server(limits.http2_control_frames);
+    let watched = Watched::new(io, Frames { budget, born, flooded: Arc::clone(&flooded) });
     let (sender, connection) = builder
         .handshake(TokioIo::new(watched))
         .await
@@ -184,69 +185,27 @@ impl Drop for Stream {
     }
 }
 
-/// The connection below HTTP/2, with the account of what the server keeps us busy with.
-struct Watched<S> {
-    io: S,
-    frames: FrameBudget,
+/// Counts the control frames of the far side.
+struct Frames {
+    budget: FrameBudget,
     born: Instant,
     flooded: Arc<AtomicBool>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut this.io).poll_read(cx, buffer);
-        let new = buffer.filled().get(before..).unwrap_or_default();
-        let elapsed = || host::now().saturating_duration_since(this.born);
-        if let Err(error) = this.frames.received(new, elapsed) {
+impl Look for Frames {
+    fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let elapsed = || host::now().saturating_duration_since(self.born);
+        self.budget.received(bytes, elapsed).map_err(|error| {
             // hyper asks again while it closes: told once is enough.
-            if !this.flooded.swap(true, Ordering::Relaxed) {
+            if !self.flooded.swap(true, Ordering::Relaxed) {
                 warn!(%error, "closed a connection to an endpoint that only keeps us busy");
             }
-            return Poll::Ready(Err(io::Error::other(error)));
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write(cx, bytes);
-        this.wrote(&written);
-        written
+            io::Error::other(error)
+        })
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
-        this.wrote(&written);
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-}
-
-impl<S> Watched<S> {
-    fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(bytes)) = written {
-            self.frames.sent(*bytes);
-        }
+    fn sent(&mut self, bytes: usize) {
+        self.budget.sent(bytes);
     }
 }
 
