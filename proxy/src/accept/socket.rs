@@ -53,9 +53,10 @@ pub fn reset_on_close(io: &TcpStream) {
     let _ = SockRef::from(io).set_linger(Some(Duration::ZERO));
 }
 
-/// How many bytes of what was written on a connection the far side's system has acknowledged; `None`: the kernel does not say.
+/// How many bytes of what was written the far side's system ever acknowledged, on a connection that both its end and a reset have
+/// finished; `None`: it is not finished like that, or the kernel does not say.
 ///
-/// After the far side has ended (a read gave 0) this is exact: what it acknowledged last came with its end, and what it
+/// Exact then: what it acknowledged last came with its end, and the reset says that what came later met no socket. What it
 /// acknowledged is the most that it can have read.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "no safe crate reads TCP_INFO with the fields of the last ten years")]
@@ -71,11 +72,13 @@ pub fn acknowledged(io: &TcpStream) -> Option<u64> {
         libc::getsockopt(io.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut bytes)
     };
     let filled = usize::try_from(bytes).ok()? / 8;
+    // The first byte is the state; 7 is TCP_CLOSE (include/net/tcp_states.h).
+    let finished = info.first().is_some_and(|word| word.to_ne_bytes().first() == Some(&7));
     // The opening of the connection counts as one byte.
-    (result == 0 && filled > PLACE).then(|| info.get(PLACE).copied().unwrap_or_default().saturating_sub(1))
+    (result == 0 && filled > PLACE && finished).then(|| info.get(PLACE).copied().unwrap_or_default().saturating_sub(1))
 }
 
-/// How many bytes of what was written on a connection the far side's system has acknowledged; here the kernel does not say.
+/// How many bytes of what was written the far side's system ever acknowledged; here the kernel does not say.
 #[cfg(not(target_os = "linux"))]
 pub fn acknowledged(_io: &TcpStream) -> Option<u64> {
     None

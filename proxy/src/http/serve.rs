@@ -37,7 +37,7 @@ use super::{
     Body,
     body::{Observer, TrailerLimit},
     frames::FrameBudget,
-    http1::{Broken, chunked::ChunkLimits, head::HeadLimits, server},
+    http1::{Broken, Fault, chunked::ChunkLimits, head::HeadLimits, server},
     watched::{Look, Watched},
 };
 use crate::{
@@ -141,6 +141,16 @@ pub enum ServeError {
     Http1(#[from] Broken),
     #[error(transparent)]
     Http2(#[from] hyper::Error),
+}
+
+impl ServeError {
+    /// The rule that a request broke which no handler has seen; it was answered.
+    pub const fn refused(&self) -> Option<Fault> {
+        match self {
+            Self::Http1(Broken::Fault(fault)) => Some(*fault),
+            Self::Http1(_) | Self::Http2(_) => None,
+        }
+    }
 }
 
 /// RFC 9113 §6.9.1.

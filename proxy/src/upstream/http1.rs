@@ -176,6 +176,10 @@ mod tests {
             let failure = failed.unwrap_err();
             assert_eq!(failure.sent, Sent::Maybe, "{earlier}: {failure}");
         }
+        // Only its sending side is closed: it can still read, and nothing says whether it did.
+        let (mut connection, mut far) = connected().await;
+        far.shutdown().await.unwrap();
+        assert_eq!(post(&mut connection).await.unwrap_err().sent, Sent::Maybe);
         // Closed with the request unread, or half read: a reset, which proves nothing.
         let (mut connection, mut far) = connected().await;
         let read_some = async {

@@ -28,6 +28,7 @@ use crate::{
         Body,
         body::{BodyError, Observer, Pace},
         grpc, headers,
+        http1::Fault,
         replay::Replay,
         upgrade::{self, Leaving, Upgrade},
     },
@@ -157,6 +158,13 @@ impl Settled {
 /// A response of our own, with its record.
 pub fn own(response: Response<Body>, record: RequestRecord) -> Response<Body> {
     Settled::own(response).attach(record, None)
+}
+
+/// Records what broke a rule before it was a request; the codec has answered it.
+pub fn refused(fault: Fault, mut record: RequestRecord) {
+    record.response(fault.status());
+    record.failure(fault.reason());
+    record.finish();
 }
 
 /// A response of our own that tells of a failure, with its record.

@@ -240,9 +240,8 @@ impl<S: Stream> State<S> {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<head::ResponseHead, Broken>> {
-        if self.poll_upload(cx)?.is_pending() {
-            // A response may come before all of the request has gone.
-        }
+        // A response may come before all of the request has gone.
+        let _ = self.poll_upload(cx)?;
         loop {
             let Answer::Head { scan, asked, upgrade, interim, announce } = &mut self.answer else {
                 return Poll::Ready(Err(Broken::incomplete()));

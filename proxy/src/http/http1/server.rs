@@ -108,7 +108,8 @@ const DISCARD_BYTES: u64 = 64 * 1024;
 /// Serves requests until the connection ends.
 ///
 /// # Errors
-/// [`Broken`], when it ended in the middle of something, or the client broke a rule (and has been told).
+/// [`Broken`], when it ended in the middle of something; [`Broken::Fault`] only for a head that broke a rule: the client has been told,
+/// and no handler has seen a request.
 pub async fn serve<S, H, F>(io: S, rules: &Rules, mut drain: DrainWatch, handler: H) -> Result<(), Broken>
 where
     S: Stream + 'static,
@@ -204,7 +205,7 @@ where
                 return Ok(());
             }
         }
-        if link.finish(served).await? == Next::Close {
+        if link.finish(served).await == Next::Close {
             return link.close(true).await;
         }
         since = host::now();
@@ -344,6 +345,10 @@ impl<S: Stream + 'static> Link<S> {
         let (parts, mut body) = response.into_parts();
         let leaves = parts.status == StatusCode::SWITCHING_PROTOCOLS
             || (asked.method == Method::CONNECT && parts.status.is_success());
+        if leaves && !self.0.lock().content.is_over() {
+            // RFC 9110 §7.8: the request comes to its end before the protocol changes. Its rest would be taken for the new one.
+            return Err(Broken::BodyBroke);
+        }
         let bodiless = leaves || asked.method == Method::HEAD || has_no_content(parts.status);
         let length = match body.size_hint().exact() {
             _ if leaves => Length::None,
@@ -458,7 +463,7 @@ fn announced(status: StatusCode, headers: &HeaderMap) -> Length {
 
 impl<S: Stream + 'static> Link<S> {
     /// After a response: what is left of the request's content is read and dropped, if it is little and comes soon.
-    async fn finish(&self, number: u64) -> Result<Next, Broken> {
+    async fn finish(&self, number: u64) -> Next {
         {
             let mut state = self.0.lock();
             debug_assert_eq!(state.number, number, "requests come one after the other");
@@ -466,7 +471,7 @@ impl<S: Stream + 'static> Link<S> {
             state.server = None;
             if state.content.is_over() {
                 state.wire.rest();
-                return Ok(Next::Stay);
+                return Next::Stay;
             }
         }
         let mut bytes = 0;
@@ -478,15 +483,16 @@ impl<S: Stream + 'static> Link<S> {
                 match content.poll_frame(wire, limits, cx) {
                     Poll::Ready(None) => {
                         wire.rest();
-                        return Poll::Ready(Ok(Next::Stay));
+                        return Poll::Ready(Next::Stay);
                     }
                     Poll::Ready(Some(Ok(frame))) => bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-                    Poll::Ready(Some(Err(broken))) => return Poll::Ready(Err(broken)),
-                    Poll::Pending if time.as_mut().poll(cx).is_ready() => return Poll::Ready(Ok(Next::Close)),
+                    // It was answered already; what is left of it only says that nothing more can follow.
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Next::Close),
+                    Poll::Pending if time.as_mut().poll(cx).is_ready() => return Poll::Ready(Next::Close),
                     Poll::Pending => return Poll::Pending,
                 }
                 if bytes > DISCARD_BYTES {
-                    return Poll::Ready(Ok(Next::Close));
+                    return Poll::Ready(Next::Close);
                 }
             }
         })
