@@ -201,7 +201,7 @@ impl Future for Answering {
         let incoming = &mut stream.incoming;
         if let Some(parts) = incoming.answer.as_mut().and_then(|answer| answer.head.take()) {
             let whole = incoming.ended && incoming.trailers.is_none();
-            let left = incoming.left;
+            let length = incoming.length();
             self.over = true;
             let body = if whole && let Some(piece) = incoming.pieces.take_only() {
                 incoming.wanted = false;
@@ -211,7 +211,7 @@ impl Future for Answering {
                 Body::full(piece)
             } else {
                 drop(state);
-                Incoming::body(Arc::clone(&link), id, left)
+                Incoming::body(Arc::clone(&link), id, length)
             };
             return Poll::Ready(Ok(Response::from_parts(parts, body)));
         }

@@ -534,12 +534,16 @@ impl State {
         if stream.is_over() {
             return;
         }
+        self.remember_reset(id);
+        self.queue_frames(|out, _| frame::write_reset(&mut out.tail, id, code));
+        self.lose(id, lost);
+    }
+
+    fn remember_reset(&mut self, id: u32) {
         if self.reset.len() >= REMEMBERED_RESETS {
             self.reset.pop_front();
         }
         self.reset.push_back(id);
-        self.queue_frames(|out, _| frame::write_reset(&mut out.tail, id, code));
-        self.lose(id, lost);
     }
 
     /// A stream will not come to its end.
@@ -582,10 +586,10 @@ impl State {
     /// # Errors
     /// It did so too often.
     pub fn offend(&mut self, id: u32, offence: Offence) -> Result<(), Ended> {
-        if self.streams.contains_key(&id) {
+        if self.streams.get(&id).is_some_and(|stream| !stream.is_over()) {
             self.reset(id, offence.code, Lost::Offence(offence));
         } else {
-            self.reset.push_back(id);
+            self.remember_reset(id);
             self.queue_frames(|out, _| frame::write_reset(&mut out.tail, id, offence.code));
         }
         self.spend(Deed::Spoiled)

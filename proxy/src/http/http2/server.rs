@@ -338,7 +338,7 @@ fn work(link: &Arc<Link>, stream: u32, work: impl Future<Output = ()> + Send + '
 fn content(link: &Arc<Link>, id: u32) -> Option<Body> {
     let mut state = link.lock();
     let stream = state.streams.get_mut(&id).filter(|stream| stream.lost.is_none())?;
-    let left = stream.incoming.left;
+    let length = stream.incoming.length();
     if stream.incoming.ended
         && stream.incoming.trailers.is_none()
         && let Some(whole) = stream.incoming.pieces.take_only()
@@ -348,7 +348,7 @@ fn content(link: &Arc<Link>, id: u32) -> Option<Body> {
         return Some(Body::full(whole));
     }
     drop(state);
-    Some(Incoming::body(Arc::clone(link), id, left))
+    Some(Incoming::body(Arc::clone(link), id, length))
 }
 
 /// The request for the handler, and what its response needs; `None`: the stream is gone.
@@ -407,3 +407,6 @@ fn announced(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
     }
     headers.get(header::CONTENT_LENGTH).and_then(|value| crate::http::http1::framing::decimal(value.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests;

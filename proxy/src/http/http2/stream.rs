@@ -73,6 +73,13 @@ pub(super) struct Outgoing {
     pub begins: u64,
 }
 
+impl Incoming {
+    /// The length of what has not been taken yet, if it was announced.
+    pub fn length(&self) -> Option<u64> {
+        self.left.map(|left| left + self.pieces.len() as u64)
+    }
+}
+
 impl Stream {
     pub fn new(receive_window: u32, send_window: i64) -> Self {
         Self {
@@ -140,6 +147,11 @@ impl Pieces {
         self.first.is_none()
     }
 
+    /// Bytes in all pieces.
+    pub fn len(&self) -> usize {
+        self.first.iter().chain(&self.more).map(Bytes::len).sum()
+    }
+
     /// All of it, when it is one piece or none.
     pub fn take_only(&mut self) -> Option<Bytes> {
         if self.more.is_empty() { Some(self.first.take().unwrap_or_default()) } else { None }
@@ -147,7 +159,7 @@ impl Pieces {
 
     /// Bytes in all pieces; they go.
     pub fn clear(&mut self) -> usize {
-        let bytes = self.first.iter().chain(&self.more).map(Bytes::len).sum();
+        let bytes = self.len();
         *self = Self::default();
         bytes
     }
