@@ -7,6 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -29,12 +30,13 @@ pub struct Service {
 pub struct Sidecar {
     child: Child,
     folder: PathBuf,
+    _stage: Arc<tempfile::TempDir>,
     pub admin: SocketAddr,
 }
 
 /// The place of one test: documents, certificates, logs.
 pub struct Stage {
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
     pub authority: Authority,
     documents: String,
 }
@@ -42,7 +44,7 @@ pub struct Stage {
 impl Stage {
     pub fn new() -> Self {
         let documents = workload("client", "client") + &workload("server", "app");
-        Self { folder: tempfile::tempdir().unwrap(), authority: Authority::new(), documents }
+        Self { folder: Arc::new(tempfile::tempdir().unwrap()), authority: Authority::new(), documents }
     }
 
     /// Adds documents.
@@ -106,7 +108,7 @@ spec: {{selector: {{app: {name}}}, ports: [{{name: {port_name}, port: 80, target
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut sidecar = Sidecar { child, folder, admin };
+        let mut sidecar = Sidecar { child, folder, _stage: Arc::clone(&self.folder), admin };
         sidecar.wait_ready();
         sidecar
     }
