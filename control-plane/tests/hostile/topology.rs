@@ -331,7 +331,8 @@ fn m17_who_has_said_all_still_gets_the_answer() {
     let bytes = free();
     let (sidecar, local) = stage.client(&["--local", &format!("{bytes}=bytes.shop:80")]);
     let mut io = wire::connect(local);
-    io.write_all(get("app.shop", "/").as_bytes()).unwrap();
+    // Without the announcement an end is somebody leaving; see `State::poll_gone` in `http/http1/server.rs`.
+    io.write_all(b"GET / HTTP/1.1\r\nhost: app.shop\r\nconnection: close\r\n\r\n").unwrap();
     io.shutdown(Shutdown::Write).unwrap();
     let ticks = |sidecar: &Sidecar| {
         let stat = fs::read_to_string(format!("/proc/{}/stat", sidecar.process_id())).unwrap();

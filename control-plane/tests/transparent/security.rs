@@ -217,7 +217,7 @@ fn addresses(world: &World, host: &str) -> Vec<IpAddr> {
 }
 
 #[test]
-fn strict_refuses_plaintext_on_both_families() {
+fn m19_strict_refuses_plaintext_on_both_families() {
     // One way in without a certificate, and STRICT means nothing.
     let Some(world) = world() else { return };
     for address in addresses(world, "safe") {
@@ -307,7 +307,7 @@ fn an_application_reaches_itself() {
 }
 
 #[test]
-fn a_connection_to_the_sidecar_itself_goes_in_no_circle() {
+fn m01_a_connection_to_the_sidecar_itself_goes_in_no_circle() {
     // One such connection, forwarded to itself again and again, would eat all descriptors of the host.
     let Some(world) = world() else { return };
     let accepted = || world.mesh.metrics("web").sum("outrigger_connections_accepted_total", &[]);

@@ -254,7 +254,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_real_hello_is_read_at_every_split_and_fragmentation() {
+    fn s12_a_real_hello_is_read_at_every_split_and_fragmentation() {
         // Mesh connections would be taken for the application's own TLS, depending on how the network cut them.
         let whole = hello_of_rustls("Reviews.shop", &["istio-h2", "istio-http/1.1"]);
         for size in [1, 2, 3, 5, 64, 300, whole.len()] {

@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_have_one_spelling() {
+    fn a01_paths_have_one_spelling() {
         // A rule for /admin would be passed with another spelling of it.
         for (given, expected) in [
             ("/", "/"),
@@ -619,6 +619,21 @@ mod tests {
         }
         for nul in ["/%00", "/a%00b", "/%2e%00"] {
             assert_eq!(normalize_path(nul), Err(Violation::TargetNul));
+        }
+    }
+
+    #[test]
+    fn a11_the_scheme_has_one_spelling() {
+        // A rule for https would be passed with another spelling of it (CVE-2023-35944).
+        for (target, expected) in
+            [("HtTpS://a/", Scheme::HTTPS), ("HTTP://a/", Scheme::HTTP), ("https://a/", Scheme::HTTPS)]
+        {
+            for version in [H1, H2] {
+                let mut request = request(version, "GET", target, &[("host", "a")]);
+                normalize(&mut request, &Limits::default()).unwrap();
+                let scheme = request.extensions().get::<Target>().unwrap().scheme.clone();
+                assert_eq!((&scheme, scheme.as_str()), (&expected, expected.as_str()), "{target}");
+            }
         }
     }
 
@@ -702,7 +717,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalising_twice_changes_nothing(path in "/[a./%\\\\2eE50;-]{0,24}") {
+        fn a01_normalising_twice_changes_nothing(path in "/[a./%\\\\2eE50;-]{0,24}") {
             // The next sidecar, which normalises again, would see another path than the rules here did.
             if let Ok(once) = normalize_path(&path) {
                 prop_assert!(once.starts_with('/'));
