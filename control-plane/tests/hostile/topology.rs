@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,6 +14,7 @@ use std::{
 };
 
 use super::{
+    certificates,
     frames::{self, PREFACE, SETTINGS},
     sidecar::{Service, Sidecar, Stage, free},
     wire::{self, Message, application, ask, listen, ok, read_to_end, says},
@@ -189,6 +191,80 @@ fn nothing_is_left(sidecar: &Sidecar) {
         sidecar.wait_metric(name, &["direction=\"outbound\""], |open| open == 0.0);
     }
     sidecar.wait_metric("outrigger_connections_active", &["listener=\"local\""], |open| open == 0.0);
+}
+
+#[test]
+fn m10_strangers_bytes_reach_nothing_in_the_control_plane() {
+    // Whoever reaches the port of the control plane would stop the mesh, or be understood before they have proved anything.
+    let folder = tempfile::tempdir().unwrap();
+    let (discovery, admin) = (free(), free());
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
+        .args(["serve", "--data-dir", "data", "--monitoring", "off"])
+        .args(["--discovery", &discovery.to_string(), "--admin", &admin.to_string()])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let head = |path: &str| {
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", path),
+            (":authority", "control-plane"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ];
+        frames::headers(1, &fields, false)
+    };
+    let discover = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    let settings = frames::frame(SETTINGS, 0, 0, &[]);
+    // A message that says it has 4 GiB, one that is no protobuf, frames that are none.
+    let huge = frames::data(1, &[0, 0xff, 0xff, 0xff, 0xff], false);
+    let nonsense = frames::data(1, &[&[0, 0, 0, 0, 200][..], &[0xff; 200]].concat(), true);
+    let mut seeds = vec![
+        Vec::new(),
+        b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
+        vec![0xff; 100_000],
+        [PREFACE, &settings, &head(discover), &huge].concat(),
+        [PREFACE, &settings, &head(discover), &nonsense].concat(),
+        [PREFACE, &settings, &head("/"), &nonsense].concat(),
+        [PREFACE, &frames::frame(SETTINGS, 0, 0, &[0; 5])].concat(),
+        [PREFACE, &settings, &frames::frame(frames::HEADERS, 4, 1, &[0xff; 1000])].concat(),
+        [PREFACE, &settings, &frames::frame(9, 4, 1, &[0x80; 100])].concat(),
+    ];
+    let mut random = fastrand::Rng::with_seed(10);
+    for _ in 0..200 {
+        let mut bytes = seeds[random.usize(3..9)].clone();
+        for _ in 0..random.usize(1..8) {
+            let place = random.usize(0..bytes.len());
+            bytes[place] = random.u8(..);
+        }
+        seeds.push(bytes);
+    }
+    let config = certificates::client(None, &[b"h2"]);
+    for bytes in &seeds {
+        // As they are, and inside of a handshake by nobody.
+        let mut io = wire::connect(discovery);
+        let _ = io.write_all(bytes);
+        let _ = io.shutdown(Shutdown::Write);
+        drop(io);
+        if let Ok(mut io) = certificates::connect(discovery, &config) {
+            let _ = io.write_all(bytes).and_then(|()| io.flush());
+            io.conn.send_close_notify();
+            let _ = io.flush();
+            let _ = io.sock.shutdown(Shutdown::Write);
+            let (said, _) = read_to_end(&mut io);
+            assert!(!String::from_utf8_lossy(&said).contains("type.googleapis.com"), "{}", bytes.escape_ascii());
+        }
+    }
+    let alive = child.try_wait().unwrap().is_none() && certificates::connect(discovery, &config).is_ok();
+    let _ = child.kill();
+    let _ = child.wait();
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(alive && !log.contains("panicked at"), "{log}");
 }
 
 #[test]

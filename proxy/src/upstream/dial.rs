@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
-    accept::socket,
+    accept::{circles, socket},
     failure::{Failure, Reason},
     host::{self, ConnectOptions},
     identity::Identity,
@@ -75,6 +75,8 @@ pub struct OwnPorts {
     listeners: Vec<SocketAddr>,
     /// Address of this workload, if we were told.
     address: Option<IpAddr>,
+    /// Connections are redirected to us, so that ours might be.
+    transparent: bool,
 }
 
 impl OwnPorts {
@@ -86,6 +88,7 @@ impl OwnPorts {
         Self {
             listeners: locals.chain(intercepted).chain(others.copied()).collect(),
             address: transparent.clone().find_map(|one| one.address),
+            transparent: listeners.transparent.is_some(),
         }
     }
 
@@ -168,6 +171,11 @@ impl Dialer {
             Ok(Ok(tcp)) => {
                 // A socket that takes no options is already broken; the first write will say so.
                 let _ = socket::prepare(&tcp, self.timeouts.tcp_user);
+                if self.own.transparent
+                    && let Ok(local) = tcp.local_addr()
+                {
+                    circles::note(local, address);
+                }
                 Ok(tcp)
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
@@ -250,6 +258,7 @@ mod tests {
         let own = OwnPorts {
             listeners: ["127.0.0.1:15000", "0.0.0.0:15021", "[::]:15001"].map(|one| one.parse().unwrap()).into(),
             address: Some("10.0.0.7".parse().unwrap()),
+            transparent: true,
         };
         for (address, expected) in [
             ("127.0.0.1:15000", true),
