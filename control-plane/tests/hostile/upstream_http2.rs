@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -271,15 +272,17 @@ fn r19_streams_that_are_always_refused_are_not_tried_for_ever() {
     assert_eq!(answer.status(), 503, "{answer:?}");
     // The default policy: two tries after the first.
     assert_eq!(tried.load(Ordering::SeqCst), 3);
-    // The budget: a fifth of the requests, and ten a second however few there are. Without it there would be 200.
+    // The budget: a fifth of the requests, and ten a second over ten seconds, however few there are. Without it there would be two each.
     tried.store(0, Ordering::SeqCst);
-    for _ in 0..100 {
+    let began = Instant::now();
+    for _ in 0..200 {
         assert_eq!(scene.ask(POST).status(), 503);
     }
+    let allowed = 0.2 * 201.0 + 10.0 * (began.elapsed().as_secs_f64() + 10.0);
+    let retries = tried.load(Ordering::SeqCst) as f64 - 200.0;
+    assert!(retries <= allowed, "{retries} retries, {allowed} allowed");
     let refused = scene.sidecar.metric("outrigger_retries_refused_total", &[]);
-    let retries = tried.load(Ordering::SeqCst) as f64 - 100.0;
-    assert!(retries + refused >= 100.0, "{retries} retries, {refused} refused");
-    assert!(refused > 0.0 || retries <= 200.0, "{retries} retries, {refused} refused");
+    assert!(retries + 2.0 * refused >= 400.0, "{retries} retries, {refused} refused: somebody gave up by himself");
 }
 
 #[test]
@@ -327,9 +330,8 @@ fn r17_a_broken_answer_of_http2_is_seen_as_broken() {
         });
         let mut io = wire::connect(scene.local);
         io.write_all(POST.as_bytes()).unwrap();
-        match wire::try_read_message(&mut io, false) {
-            Ok(Some(message)) => assert_eq!(message.status(), 502, "{ending}: looks whole: {message:?}"),
-            Ok(None) | Err(_) => {}
+        if let Ok(Some(message)) = wire::try_read_message(&mut io, false) {
+            assert_eq!(message.status(), 502, "{ending}: looks whole: {message:?}");
         }
         // From an application, to a client of HTTP/2.
         let endpoint = listen(move |_, mut io| {

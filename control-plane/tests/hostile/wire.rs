@@ -145,7 +145,7 @@ pub fn try_read_message(io: &mut impl Read, bodiless: bool) -> Result<Option<Mes
             let begun = message.body.len();
             message.body.resize(begun + size, 0);
             io.read_exact(&mut message.body[begun..]).map_err(|error| format!("broke off in a chunk: {error}"))?;
-            if line(io)? != "" {
+            if !line(io)?.is_empty() {
                 return Err("no line end behind a chunk".to_owned());
             }
         }
