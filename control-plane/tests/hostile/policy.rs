@@ -99,6 +99,9 @@ fn a02_a_fragment_in_a_target_is_refused() {
     let (_sidecar, local, heard, _) = routed("  - backendRefs: [{name: app, port: 80}]\n");
     for path in ["/admin#x", "/#", "/x?y#z", "/x#/../admin"] {
         assert_eq!(ask(local, get(path, "")).unwrap().status(), 400, "{path}");
+        let fields = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "app.shop")];
+        let answered = frames::ask(&mut wire::connect(local), &fields);
+        assert!(answered.is_refusal() && answered != Answered::Nothing, "{path} over HTTP/2: {answered:?}");
     }
     assert!(heard.lock().is_empty());
 }

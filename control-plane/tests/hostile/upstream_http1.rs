@@ -216,10 +216,10 @@ fn r16_the_rest_of_a_refused_upload_is_never_a_request() {
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: app.shop\r\n\r\n";
     let starts = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = Arc::clone(&starts);
-    let endpoint = listen(move |_, mut io| {
+    let endpoint = listen(move |connection, mut io| {
         // An upstream as careless as they come: it answers each head at once and takes what follows for the next.
         while let Some(head) = wire::read_head(&mut io) {
-            seen.lock().push(head.lines().next().unwrap_or_default().to_owned());
+            seen.lock().push((connection, head.lines().next().unwrap_or_default().to_owned()));
             let answer: &[u8] = if head.starts_with("POST ") {
                 b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nbig"
             } else {
@@ -252,9 +252,12 @@ fn r16_the_rest_of_a_refused_upload_is_never_a_request() {
     }
     let answer = ask(local, "GET /next HTTP/1.1\r\nhost: app.shop\r\n\r\n").unwrap();
     assert_eq!((answer.status(), answer.text()), (200, "good".to_owned()));
-    // What a careless upstream makes of bytes that it was sent as content is its own; but no sidecar may have sent it as a request,
-    // and no answer to it may have reached anybody: checked above. The one after must have a connection of its own.
-    assert!(starts.lock().last().unwrap().starts_with("GET /next "), "{:?}", starts.lock().last());
+    // What a careless upstream makes of bytes that it was sent as content is its own, and no answer to it has reached anybody. Nor may
+    // anything else be sent over that connection.
+    let starts = starts.lock();
+    let on = |start: &str| starts.iter().find(|(_, line)| line.starts_with(start)).map(|(connection, _)| *connection);
+    assert!(on("GET /next ").is_some() && on("GET /next ") != on("POST "), "{:?}", starts.last());
+    assert_ne!(on("GET /mine "), on("POST "));
 }
 
 #[test]
