@@ -343,25 +343,28 @@ fn m02_a_sidecar_that_catches_itself_ends_the_circle() {
     world.mesh.run_process("astray", "astray-rules-again", world.mesh.program(), arguments);
     let number = |name| world.mesh.metrics("astray").sum(name, &[]);
     let (accepted, descriptors) = (number("outrigger_connections_accepted_total"), number("process_open_fds"));
-    for port in [8080, 7002] {
+    // HTTP, whose circles are counted as well, and bytes that nobody can count.
+    for (port, said) in [(8080, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"), (7000, "no protocol at all")]
+    {
         let target = world.mesh.host("stranger").at(port);
         for _ in 0..10 {
             world.mesh.host("astray").run(async move {
                 let ended = async {
                     let mut stream = TcpStream::connect(target).await.unwrap();
-                    let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+                    let _ = stream.write_all(said.as_bytes()).await;
+                    let _ = stream.shutdown().await;
                     let mut answer = Vec::new();
                     let _ = stream.read_to_end(&mut answer).await;
                     let text = String::from_utf8_lossy(&answer);
-                    assert!(!text.starts_with("HTTP/1.1 2"), "the circle leads out: {text}");
+                    assert!(text.is_empty() || text.starts_with("HTTP/1.1 5"), "the circle leads out: {text}");
                 };
                 tokio::time::timeout(SOON, ended).await.expect("it is refused, not left hanging");
             });
         }
     }
     let made = number("outrigger_connections_accepted_total") - accepted;
-    // One and its return each, and those that came back before they were noted; tries of requests count, too.
-    assert!(made < 400.0, "{made} connections for 20");
+    // One and its return each, some that came back before they were noted, and the further tries of requests.
+    assert!(made < 150.0, "{made} connections for 20");
     let end = std::time::Instant::now() + SOON;
     while number("process_open_fds") > descriptors + 2.0 {
         assert!(std::time::Instant::now() < end, "descriptors stay open");

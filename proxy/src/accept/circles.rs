@@ -24,9 +24,12 @@ struct Dial {
 
 static RECENT: Mutex<VecDeque<Dial>> = Mutex::new(VecDeque::new());
 
-/// Notes a connection that we made, from `local` to `remote`.
-pub fn note(local: SocketAddr, remote: SocketAddr) {
+/// Begins a connection of ours to `remote` and notes it. `begin` gives the address that it comes from.
+///
+/// Nobody can ask meanwhile: a connection that comes back may be accepted by another thread before `begin` is done.
+pub fn note(remote: SocketAddr, begin: &mut dyn FnMut() -> Option<SocketAddr>) {
     let mut recent = RECENT.lock();
+    let Some(local) = begin() else { return };
     if recent.len() >= REMEMBERED {
         recent.pop_front();
     }
@@ -54,14 +57,14 @@ mod tests {
         // Applications would be refused, or a circle go on.
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let (local, remote) = (at("[::ffff:10.1.2.3]:40000"), at("10.9.9.9:80"));
-        note(local, remote);
+        note(remote, &mut || Some(local));
         assert!(is_ours(at("10.1.2.3:40000"), remote));
         assert!(!is_ours(at("10.1.2.3:40001"), remote), "an application's");
         assert!(!is_ours(at("10.1.2.3:40000"), at("10.9.9.8:80")), "the same port towards somebody else");
         host::sleep(AGE).await;
         assert!(!is_ours(at("10.1.2.3:40000"), remote), "the port may be somebody else's by now");
         for port in 1..=u16::try_from(REMEMBERED).unwrap() * 4 {
-            note(SocketAddr::new(local.ip(), port), remote);
+            note(remote, &mut || Some(SocketAddr::new(local.ip(), port)));
         }
         assert!(RECENT.lock().len() <= REMEMBERED);
     }

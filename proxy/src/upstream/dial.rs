@@ -167,15 +167,17 @@ impl Dialer {
             return Err(Reason::Loop.into());
         }
         let options = ConnectOptions { source: None, mark: self.mark };
-        match tokio::time::timeout(connect_timeout, host::connect(address, options)).await {
+        let connecting = async {
+            if self.own.transparent {
+                host::connect_within(address, options, |begin| circles::note(address, begin)).await
+            } else {
+                host::connect(address, options).await
+            }
+        };
+        match tokio::time::timeout(connect_timeout, connecting).await {
             Ok(Ok(tcp)) => {
                 // A socket that takes no options is already broken; the first write will say so.
                 let _ = socket::prepare(&tcp, self.timeouts.tcp_user);
-                if self.own.transparent
-                    && let Ok(local) = tcp.local_addr()
-                {
-                    circles::note(local, address);
-                }
                 Ok(tcp)
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
