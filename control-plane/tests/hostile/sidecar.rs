@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
+    io::Write as _,
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -205,6 +206,21 @@ impl Sidecar {
 
     pub fn process_id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Writes new documents and waits until they are in force.
+    pub fn rewrite(&self, change: impl FnOnce(String) -> String) {
+        let generation = || self.metric("outrigger_config_generation", &[]);
+        let (path, before) = (self.folder.join("mesh.yaml"), generation());
+        let text = change(fs::read_to_string(&path).unwrap());
+        let mut next = tempfile::NamedTempFile::new_in(&self.folder).unwrap();
+        next.write_all(text.as_bytes()).unwrap();
+        next.persist(&path).unwrap();
+        let began = Instant::now();
+        while generation() <= before {
+            assert!(began.elapsed() < PATIENCE, "the documents were not taken\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn folder(&self) -> &Path {

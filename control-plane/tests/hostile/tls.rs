@@ -204,6 +204,30 @@ fn s16_strict_hands_on_no_byte_of_plaintext() {
 }
 
 #[test]
+fn s16_plaintext_ends_when_strict_begins() {
+    // Somebody who came before the door was shut would stay inside for hours.
+    let (stage, application, sidecar, inbound) = guarded("PERMISSIVE", "tcp", &[]);
+    let leaf = stage.authority.leaf(CLIENT);
+    let mut plain = wire::connect(inbound);
+    assert!(gets_through(&mut plain));
+    let mut proved = certificates::connect(inbound, &certificates::client(Some(&leaf), OPAQUE)).unwrap();
+    assert!(gets_through(&mut proved));
+    sidecar.rewrite(|documents| documents.replace("PERMISSIVE", "STRICT"));
+    let before = application.heard();
+    // It is ended without being asked, within five seconds; here only that it is ended at all.
+    plain.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let end = plain.read(&mut [0; 16]);
+    let ended = match &end {
+        Ok(read) => *read == 0,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    };
+    assert!(ended, "{end:?}");
+    assert_eq!(application.heard(), before);
+    assert!(gets_through(&mut proved), "a peer that conforms is not touched");
+    assert!(!gets_through(&mut wire::connect(inbound)), "nor does anybody new get in");
+}
+
+#[test]
 fn s17_nothing_listens_before_there_is_somebody_to_believe() {
     // A port that is open before the roots are there would let in nobody, or everybody (CVE-2020-8664).
     let silent = listen(|_, mut io| {

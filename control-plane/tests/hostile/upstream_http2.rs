@@ -360,6 +360,27 @@ fn r17_a_broken_answer_of_http2_is_seen_as_broken() {
 }
 
 #[test]
+fn r17_an_answer_that_is_reset_is_seen_as_broken() {
+    // The head and a part have come, then RST_STREAM: what has come is not all.
+    for known in [true, false] {
+        let scene = scene(move |_, event| {
+            let Event::Request(stream, true) = event else { return Some(Vec::new()) };
+            let mut fields = vec![(":status", "200")];
+            fields.extend(known.then_some(("content-length", "10")));
+            let mut bytes = frames::headers(stream, &fields, false);
+            bytes.extend(frames::data(stream, b"hello", false));
+            bytes.extend(frames::reset(stream, 8));
+            Some(bytes)
+        });
+        let mut io = wire::connect(scene.local);
+        io.write_all(POST.as_bytes()).unwrap();
+        if let Ok(Some(message)) = wire::try_read_message(&mut io, false) {
+            assert_eq!(message.status(), 502, "looks whole: {message:?}");
+        }
+    }
+}
+
+#[test]
 fn r13_content_before_a_head_is_refused() {
     // RFC 9113 §8.1: DATA before HEADERS is no answer, whatever follows.
     let scene = scene(answers(|number, stream| {
