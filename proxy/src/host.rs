@@ -105,6 +105,41 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
 /// # Errors
 /// The operating system's, unchanged.
 pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result<TcpStream> {
+    outgoing(address, options)?.connect(address).await
+}
+
+/// As [`connect`]; the moment in which the connection begins, and may already be accepted, is inside of `around`. It is given what begins
+/// the connection and says which address of ours it comes from; `None`: it did not begin.
+///
+/// # Errors
+/// The operating system's, unchanged.
+pub async fn connect_within(
+    address: SocketAddr,
+    options: ConnectOptions,
+    around: impl Fn(&mut dyn FnMut() -> Option<SocketAddr>),
+) -> io::Result<TcpStream> {
+    use std::{os::fd::AsFd as _, task::Poll};
+    let socket = outgoing(address, options)?;
+    let same = socket2::Socket::from(socket.as_fd().try_clone_to_owned()?);
+    let mut connecting = std::pin::pin!(socket.connect(address));
+    let first = std::future::poll_fn(|cx| {
+        let mut first = Poll::Pending;
+        // The system chooses the address when it is first asked to connect.
+        around(&mut || {
+            first = connecting.as_mut().poll(cx);
+            same.local_addr().ok()?.as_socket()
+        });
+        Poll::Ready(first)
+    })
+    .await;
+    drop(same);
+    match first {
+        Poll::Ready(connected) => connected,
+        Poll::Pending => connecting.await,
+    }
+}
+
+fn outgoing(address: SocketAddr, options: ConnectOptions) -> io::Result<tokio::net::TcpSocket> {
     let domain = socket2::Domain::for_address(address);
     let socket =
         socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking().cloexec(), Some(socket2::Protocol::TCP))?;
@@ -116,7 +151,7 @@ pub async fn connect(address: SocketAddr, options: ConnectOptions) -> io::Result
     if let Some(source) = options.source {
         socket.bind(source)?;
     }
-    socket.connect(address).await
+    Ok(socket)
 }
 
 /// The addresses of "host:port"; the caller bounds the time.

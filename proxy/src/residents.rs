@@ -16,7 +16,7 @@ use crate::{
     resilience::retry::{Conditions, RetryPolicy},
     settings::Settings,
     telemetry::{Direction, LabelId, LabelSet, Telemetry, WorkerTelemetry},
-    upstream::{Carrier, Dialer, Mesh, Upstreams, local::Applications, passthrough::Outside},
+    upstream::{Carrier, Dialer, Mesh, OwnPorts, Upstreams, local::Applications, passthrough::Outside},
 };
 
 /// Everything that requests and connections share.
@@ -83,6 +83,7 @@ impl Residents {
             introduction: HeaderValue::try_from(LabelSet::node(&settings.node).introduction())
                 .unwrap_or(HeaderValue::from_static("")),
             mark: settings.listeners.transparent.as_ref().and_then(|transparent| transparent.mark),
+            own: OwnPorts::of(&settings.listeners),
         };
         Self {
             serve: ServeSettings::new(&settings, false),

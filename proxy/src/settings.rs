@@ -157,6 +157,9 @@ pub struct Limits {
     pub http2_header_list_bytes: u32,
     /// Header fields. Default 100.
     pub header_fields: usize,
+    /// Whether request fields with "_" in their name pass. Many servers read `X_User` as `X-User`, which rules on `x-user` do not see;
+    /// so they are dropped, but from gRPC, where such names are usual. Default false.
+    pub underscored_fields: bool,
     /// Bytes of a request target. Default 8 KiB.
     pub uri_bytes: usize,
     /// Bytes of trailers. Default 8 KiB.
@@ -207,6 +210,7 @@ impl Default for Limits {
             http1_head_bytes: 64 * 1024,
             http2_header_list_bytes: 16 * 1024,
             header_fields: 100,
+            underscored_fields: false,
             uri_bytes: 8 * 1024,
             trailer_bytes: 8 * 1024,
             trailer_fields: 32,

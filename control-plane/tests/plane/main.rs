@@ -143,7 +143,7 @@ async fn from_a_token_to_a_finished_rollout() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_gets_in_without_proof() {
+async fn m10_nobody_gets_in_without_proof() {
     // Whoever reaches the port must not get a certificate, a stream or the admin side.
     let (_folder, plane) = plane().await;
     let (address, root) = (plane.discovery_address, plane.root_pem().to_owned());

@@ -6,6 +6,7 @@
 //!  web ───► api-1, api-2   namespace shop, PERMISSIVE
 //!     └───► safe           namespace vault, STRICT
 //!  stranger                no sidecar
+//!  astray                  rules that get lost in one test
 //! ```
 
 #![allow(clippy::unwrap_used)]
@@ -83,6 +84,7 @@ impl World {
             api_1,
             Member::new("api-2", "api").label("version", "v2").port(8080, "http"),
             Member::new("safe", "safe").namespace("vault").port(8080, "http").port(7002, "post"),
+            Member::new("astray", "astray").args(quick),
             Member::outside("stranger"),
         ])?;
         let everywhere = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));

@@ -217,7 +217,7 @@ fn addresses(world: &World, host: &str) -> Vec<IpAddr> {
 }
 
 #[test]
-fn strict_refuses_plaintext_on_both_families() {
+fn m19_strict_refuses_plaintext_on_both_families() {
     // One way in without a certificate, and STRICT means nothing.
     let Some(world) = world() else { return };
     for address in addresses(world, "safe") {
@@ -307,7 +307,7 @@ fn an_application_reaches_itself() {
 }
 
 #[test]
-fn a_connection_to_the_sidecar_itself_goes_in_no_circle() {
+fn m01_a_connection_to_the_sidecar_itself_goes_in_no_circle() {
     // One such connection, forwarded to itself again and again, would eat all descriptors of the host.
     let Some(world) = world() else { return };
     let accepted = || world.mesh.metrics("web").sum("outrigger_connections_accepted_total", &[]);
@@ -332,5 +332,42 @@ fn a_connection_to_the_sidecar_itself_goes_in_no_circle() {
             let made = accepted() - before;
             assert!(made < 200.0, "{made} connections from {from} to {target}:{port}");
         }
+    }
+}
+
+#[test]
+fn m02_a_sidecar_that_catches_itself_ends_the_circle() {
+    // Rules for another user: whatever the sidecar dials is handed to itself, which dials again, until nothing is left of the host.
+    let Some(world) = world() else { return };
+    let arguments = ["intercept", "apply", "--proxy-uid", "4242"];
+    world.mesh.run_process("astray", "astray-rules-again", world.mesh.program(), arguments);
+    let number = |name| world.mesh.metrics("astray").sum(name, &[]);
+    let (accepted, descriptors) = (number("outrigger_connections_accepted_total"), number("process_open_fds"));
+    // HTTP, whose circles are counted as well, and bytes that nobody can count.
+    for (port, said) in [(8080, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"), (7000, "no protocol at all")]
+    {
+        let target = world.mesh.host("stranger").at(port);
+        for _ in 0..10 {
+            world.mesh.host("astray").run(async move {
+                let ended = async {
+                    let mut stream = TcpStream::connect(target).await.unwrap();
+                    let _ = stream.write_all(said.as_bytes()).await;
+                    let _ = stream.shutdown().await;
+                    let mut answer = Vec::new();
+                    let _ = stream.read_to_end(&mut answer).await;
+                    let text = String::from_utf8_lossy(&answer);
+                    assert!(text.is_empty() || text.starts_with("HTTP/1.1 5"), "the circle leads out: {text}");
+                };
+                tokio::time::timeout(SOON, ended).await.expect("it is refused, not left hanging");
+            });
+        }
+    }
+    let made = number("outrigger_connections_accepted_total") - accepted;
+    // One and its return each, some that came back before they were noted, and the further tries of requests.
+    assert!(made < 150.0, "{made} connections for 20");
+    let end = std::time::Instant::now() + SOON;
+    while number("process_open_fds") > descriptors + 2.0 {
+        assert!(std::time::Instant::now() < end, "descriptors stay open");
+        thread::sleep(Duration::from_millis(50));
     }
 }

@@ -7,6 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpStream;
 
+pub mod circles;
 pub mod listener;
 pub mod original_dst;
 pub mod socket;

@@ -11,16 +11,27 @@ use std::{
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::circles;
+
 /// The connection was not redirected: somebody dialled the proxy's own port.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("connection was made to the proxy's own port (hint: dial the service; redirect rules bring it here)")]
 pub struct NotRedirected;
 
+/// We made the connection ourselves: redirect rules do not let the sidecar pass.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "our own connection to {dialled} was redirected to us (hint: --proxy-uid or --mark of the redirect rules are not this sidecar's)"
+)]
+pub struct Circle {
+    pub dialled: SocketAddr,
+}
+
 /// The address the caller dialled, with IPv4-mapped addresses written as IPv4.
 ///
 /// # Errors
 /// [`NotRedirected`] inside the error when the kernel knows no other destination than our own address; see
-/// [`is_not_redirected`]. Anything else is the operating system's.
+/// [`is_not_redirected`]; [`Circle`] when we are the caller. Anything else is the operating system's.
 pub fn original_dst(io: &TcpStream) -> io::Result<SocketAddr> {
     let local = io.local_addr()?;
     let socket = SockRef::from(io);
@@ -31,7 +42,11 @@ pub fn original_dst(io: &TcpStream) -> io::Result<SocketAddr> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) || is_no_option(&error) => None,
         Err(error) => return Err(error),
     };
-    redirected(dialled, local)
+    let dialled = redirected(dialled, local)?;
+    if circles::is_ours(io.peer_addr()?, dialled) {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, Circle { dialled }));
+    }
+    Ok(dialled)
 }
 
 /// Whether [`original_dst`] failed because the connection was made to our own port.

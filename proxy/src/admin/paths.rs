@@ -288,7 +288,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn web_pages_and_other_machines_cannot_use_the_admin_port() {
+    fn m06_web_pages_and_other_machines_cannot_use_the_admin_port() {
         // A rebound name or a form on any page could otherwise stop the sidecar or read its configuration.
         let fake = Arc::new(Fake::default());
         let port = Port::Admin { source: fake.clone(), log: None };

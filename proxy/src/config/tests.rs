@@ -325,6 +325,22 @@ fn refusals(request: &DeltaDiscoveryRequest) -> Vec<Refusal> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn m11_a_message_too_large_is_not_read_and_the_last_state_stays() {
+    // A control plane that is broken, or not ours, would fill the memory of every sidecar.
+    let (mut proxy, stream) = Proxy::using_a().await;
+    let before = proxy.view();
+    let mut huge = service("a", false);
+    huge.resource = huge.resource.map(|any| prost_types::Any { value: vec![0; 64 << 20], ..any });
+    stream.send(Kind::Service, "huge", vec![huge], &[]).await;
+    // The stream ends; the next one says that everything is held as before.
+    let mut next = proxy.stream().await;
+    let restated = next.next_of(Kind::Service).await;
+    assert_eq!(restated.initial_resource_versions.len(), 1, "{restated:?}");
+    assert!(proxy.has("a") && !proxy.legs("a").is_empty());
+    assert_eq!(proxy.view().generation, before.generation);
+}
+
+#[tokio::test(start_paused = true)]
 async fn behaviour_1_kinds_do_not_wait_for_each_other() {
     // A service whose endpoints are slow must not hold up the certificate roots or another service.
     let (proxy, mut stream) = Proxy::joined().await;
@@ -598,7 +614,7 @@ async fn behaviour_12_the_last_state_serves_while_the_server_is_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_published_before_the_node_and_what_it_preloads() {
+async fn s17_nothing_is_published_before_the_node_and_what_it_preloads() {
     // An application that starts too early would see its first requests fail.
     let mut proxy = Proxy::start(None);
     let mut stream = proxy.stream().await;
@@ -704,7 +720,7 @@ async fn nobody_waits_longer_than_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn announced_roots_reach_the_identity_and_are_never_taken_away() {
+async fn s23_announced_roots_reach_the_identity_and_are_never_taken_away() {
     // A lost trust bundle would refuse every peer.
     let (proxy, mut stream) = Proxy::joined().await;
     let key = rcgen::KeyPair::generate().unwrap();

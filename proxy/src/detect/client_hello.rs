@@ -254,7 +254,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_real_hello_is_read_at_every_split_and_fragmentation() {
+    fn s12_a_real_hello_is_read_at_every_split_and_fragmentation() {
         // Mesh connections would be taken for the application's own TLS, depending on how the network cut them.
         let whole = hello_of_rustls("Reviews.shop", &["istio-h2", "istio-http/1.1"]);
         for size in [1, 2, 3, 5, 64, 300, whole.len()] {
@@ -268,6 +268,49 @@ pub(super) mod tests {
         let mut longer = whole;
         longer.extend([0xff; 100]);
         assert_eq!(parse(&longer), Parse::Complete(expected()));
+    }
+
+    /// A hello with these extensions before the name and protocols that [`expected`] has.
+    fn with_extensions(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
+        let vector16 = |content: &[u8]| [&u16::try_from(content.len()).unwrap().to_be_bytes()[..], content].concat();
+        let extension = |kind: u16, content: &[u8]| [&kind.to_be_bytes()[..], &vector16(content)].concat();
+        let name = vector16(&[&[0], &vector16(b"reviews.shop")[..]].concat());
+        let alpn = vector16(b"\x08istio-h2\x0eistio-http/1.1");
+        let mut all: Vec<u8> = extensions.iter().flat_map(|(kind, content)| extension(*kind, content)).collect();
+        all.extend(extension(0, &name));
+        all.extend(extension(16, &alpn));
+        let body = [&[3, 3][..], &[0; 32], &[0, 0, 4, 0x0a, 0x0a, 0x13, 0x01, 1, 0], &vector16(&all)].concat();
+        let message = [&[1][..], &u32::try_from(body.len()).unwrap().to_be_bytes()[1..], &body].concat();
+        message
+            .chunks(1 << 14)
+            .flat_map(|part| [&[0x16, 3, 1][..], &u16::try_from(part.len()).unwrap().to_be_bytes(), part].concat())
+            .collect()
+    }
+
+    #[test]
+    fn s12_old_new_and_unknown_hellos_are_read_alike() {
+        // Which rules apply would depend on the version of somebody's library (CVE-2020-8660).
+        let versions = |list: &[u8]| (43, [&[u8::try_from(list.len()).unwrap()], list].concat());
+        // RFC 8701: values that mean nothing, so that nobody gets used to knowing all.
+        let grease = [(0x0a0a, Vec::new()), (0xfafa, vec![0]), (0x1a1a, vec![7; 100])];
+        for extensions in [
+            vec![],
+            vec![versions(&[3, 3])],
+            vec![versions(&[3, 4])],
+            vec![versions(&[0x0a, 0x0a, 3, 4, 3, 3])],
+            grease.to_vec(),
+            [&grease[..], &[versions(&[3, 4])]].concat(),
+            // Early data, a ticket, padding up to what is looked at.
+            vec![(42, Vec::new()), (41, vec![0; 300]), (21, vec![0; 15_000])],
+        ] {
+            assert_eq!(parse(&with_extensions(&extensions)), Parse::Complete(expected()), "{extensions:?}");
+        }
+        // Beyond that it is nobody's that we know, whoever sent it and however much of it has come.
+        let long = with_extensions(&[(21, vec![0; 17_000])]);
+        assert_eq!(parse(&long), Parse::Neither);
+        for end in [100, 1000, 10_000, MAX_BYTES, long.len()] {
+            assert_ne!(parse(&long[..end]), Parse::Complete(expected()), "{end}");
+        }
     }
 
     #[test]

@@ -15,6 +15,10 @@ use crate::{host, identity::spiffe_id::SpiffeId, tls::Peer};
 pub const ORIG_PROTO: HeaderName = HeaderName::from_static("x-outrigger-orig-proto");
 /// What a sidecar says of the workload beside it, for the labels of the other's metrics; believed only over mutual TLS.
 pub const PEER: HeaderName = HeaderName::from_static("x-outrigger-peer");
+/// Sidecars that have passed a request on so far; applications that pass headers on keep it going. See [`pass_on`].
+pub const HOPS: HeaderName = HeaderName::from_static("x-outrigger-hops");
+/// What the mesh's own fields begin with.
+pub const OWN_PREFIX: &str = "x-outrigger-";
 /// Envoy's count of tries, from 1.
 pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 /// Envoy's request id: one per request through the whole mesh.
@@ -95,6 +99,32 @@ fn is_kept(name: &HeaderName) -> bool {
     ];
     const KEPT_PREFIXES: [&str; 4] = ["x-outrigger-", "x-forwarded-", "x-envoy-", "x-request-id"];
     KEPT.contains(name) || KEPT_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
+}
+
+/// Sidecars that one request may pass: ten calls from workload to workload, each through two of them. More is taken for a circle.
+const MAX_HOPS: u32 = 20;
+
+/// Whether a request has passed so many sidecars that it goes in a circle. A count that cannot be read is none.
+pub fn goes_in_circles(headers: &HeaderMap) -> bool {
+    hops(headers) >= MAX_HOPS
+}
+
+/// Counts one more sidecar.
+pub fn pass_on(headers: &mut HeaderMap) {
+    let hops = hops(headers).saturating_add(1);
+    // Nearly all: a number would be formatted into new memory.
+    let value = match hops {
+        1 => HeaderValue::from_static("1"),
+        2 => HeaderValue::from_static("2"),
+        _ => HeaderValue::from(hops),
+    };
+    headers.insert(HOPS, value);
+}
+
+fn hops(headers: &HeaderMap) -> u32 {
+    let counts = headers.get_all(HOPS).into_iter().filter_map(|count| count.to_str().ok()?.parse().ok());
+    // Whoever doubles the field must not make the count start over.
+    counts.max().unwrap_or(0)
 }
 
 const MAX_REQUEST_ID_BYTES: usize = 256;
@@ -202,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_fields_of_the_hop_are_removed() {
+    fn a10_only_fields_of_the_hop_are_removed() {
         // Connections would be kept or closed by the wrong side, or clients remove what access rules look at.
         let websocket = Upgrade::Http1 { protocol: "websocket".into() };
         for (given, keep, expected) in [
@@ -258,6 +288,33 @@ mod tests {
             let mut headers = fields(&given);
             strip_hop_by_hop(&mut headers, keep);
             assert_eq!(headers, fields(&expected), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn m03_circles_are_counted_whatever_the_field_says() {
+        // Two services that call each other for ever would take both down.
+        let mut headers = HeaderMap::new();
+        for passed in 1..=MAX_HOPS {
+            assert!(!goes_in_circles(&headers));
+            pass_on(&mut headers);
+            assert_eq!(headers.get_all(HOPS).into_iter().collect::<Vec<_>>(), [passed.to_string().as_str()]);
+        }
+        assert!(goes_in_circles(&headers));
+        for (given, expected) in [
+            (vec!["0", "20"], true),
+            (vec!["4294967295"], true),
+            (vec!["99999999999"], false),
+            (vec!["-1"], false),
+            (vec!["x"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in &given {
+                headers.append(HOPS, value.parse().unwrap());
+            }
+            assert_eq!(goes_in_circles(&headers), expected, "{given:?}");
+            pass_on(&mut headers);
+            assert_eq!(headers.get_all(HOPS).into_iter().count(), 1);
         }
     }
 

@@ -9,12 +9,12 @@
 use std::borrow::Cow;
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header,
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
 
-use super::{Body, upgrade::Protocol};
+use super::{Body, grpc, headers, upgrade::Protocol};
 use crate::{
     failure::{Failure, Reason},
     settings::Limits,
@@ -67,6 +67,10 @@ pub enum Violation {
     UnexpectedContent,
     #[error("only the expectation 100-continue is supported")]
     Expectation,
+    #[error("max-forwards is not one number")]
+    MaxForwards,
+    #[error("max-forwards says that this request goes no further")]
+    LastForward,
 }
 
 impl Violation {
@@ -76,6 +80,8 @@ impl Violation {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
+            // RFC 9110 §7.6.2: at zero we would be the final recipient, and neither trace nor describe ourselves.
+            Self::LastForward => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -96,8 +102,10 @@ pub fn normalize(request: &mut Request<Body>, limits: &Limits) -> Result<(), Fai
     check_size(request, limits)
         .and_then(|()| check_framing(request))
         .and_then(|()| settle_expectation(request.headers_mut()))
+        .and_then(|()| count_forward(request))
         .and_then(|()| settle_target(request))
         .map_err(|violation| Failure::new(violation.reason()).because(violation))?;
+    drop_deceptive_fields(request.headers_mut(), limits.underscored_fields);
     join_cookies(request);
     Ok(())
 }
@@ -144,6 +152,43 @@ fn check_framing(request: &Request<Body>) -> Result<(), Violation> {
         return Err(Violation::UnexpectedContent);
     }
     Ok(())
+}
+
+/// RFC 9110 §7.6.2: TRACE and OPTIONS may say how many proxies they want to pass.
+fn count_forward(request: &mut Request<Body>) -> Result<(), Violation> {
+    if !matches!(*request.method(), Method::TRACE | Method::OPTIONS) {
+        return Ok(());
+    }
+    let mut counts = request.headers().get_all(header::MAX_FORWARDS).into_iter();
+    let Some(count) = counts.next() else { return Ok(()) };
+    let digits = count.as_bytes();
+    let is_number = (1..=10).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    if !is_number || counts.next().is_some() {
+        return Err(Violation::MaxForwards);
+    }
+    let left: u64 = count.to_str().ok().and_then(|text| text.parse().ok()).ok_or(Violation::MaxForwards)?;
+    let left = left.checked_sub(1).ok_or(Violation::LastForward)?;
+    request.headers_mut().insert(header::MAX_FORWARDS, HeaderValue::from(left));
+    Ok(())
+}
+
+/// Removes fields that the next reader could take for somebody else's word: our own, which only sidecars may send and which have been
+/// taken off by now, and names with "_", which CGI and its heirs cannot tell from names with "-".
+fn drop_deceptive_fields(fields: &mut HeaderMap, underscored: bool) {
+    let ours = |name: &str| name.starts_with(headers::OWN_PREFIX) && name != headers::HOPS.as_str();
+    let deceives = |name: &HeaderName, underscored: bool| {
+        let name = name.as_str();
+        (!underscored && memchr::memchr(b'_', name.as_bytes()).is_some()) || ours(name)
+    };
+    // Nearly no request has any, and looking costs less than a second map.
+    if !fields.keys().any(|name| deceives(name, underscored)) {
+        return;
+    }
+    let underscored = underscored || grpc::is_grpc(fields);
+    let found: Vec<HeaderName> = fields.keys().filter(|name| deceives(name, underscored)).cloned().collect();
+    for name in found {
+        fields.remove(name);
+    }
 }
 
 /// The codec asks for the content itself as soon as somebody reads it, so the next hop must not be asked again.
@@ -541,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_have_one_spelling() {
+    fn a01_paths_have_one_spelling() {
         // A rule for /admin would be passed with another spelling of it.
         for (given, expected) in [
             ("/", "/"),
@@ -578,6 +623,77 @@ mod tests {
     }
 
     #[test]
+    fn a11_the_scheme_has_one_spelling() {
+        // A rule for https would be passed with another spelling of it (CVE-2023-35944).
+        for (target, expected) in
+            [("HtTpS://a/", Scheme::HTTPS), ("HTTP://a/", Scheme::HTTP), ("https://a/", Scheme::HTTPS)]
+        {
+            for version in [H1, H2] {
+                let mut request = request(version, "GET", target, &[("host", "a")]);
+                normalize(&mut request, &Limits::default()).unwrap();
+                let scheme = request.extensions().get::<Target>().unwrap().scheme.clone();
+                assert_eq!((&scheme, scheme.as_str()), (&expected, expected.as_str()), "{target}");
+            }
+        }
+    }
+
+    #[test]
+    fn m18_max_forwards_is_counted_and_ends() {
+        // RFC 9110 §7.6.2: whoever traces a path would be answered by somebody further on than asked for.
+        for (method, given, expected) in [
+            ("TRACE", vec!["2"], Ok(Some("1"))),
+            ("TRACE", vec!["1"], Ok(Some("0"))),
+            ("TRACE", vec!["0"], Err(Violation::LastForward)),
+            ("OPTIONS", vec!["0"], Err(Violation::LastForward)),
+            ("OPTIONS", vec!["0000000001"], Ok(Some("0"))),
+            ("OPTIONS", vec!["-1"], Err(Violation::MaxForwards)),
+            ("OPTIONS", vec![""], Err(Violation::MaxForwards)),
+            ("OPTIONS", vec!["99999999999"], Err(Violation::MaxForwards)),
+            ("OPTIONS", vec!["5", "5"], Err(Violation::MaxForwards)),
+            ("OPTIONS", vec![], Ok(None)),
+            // Other methods: "a recipient MAY ignore a Max-Forwards header field".
+            ("GET", vec!["0"], Ok(Some("0"))),
+        ] {
+            let mut fields = vec![("host", "a")];
+            fields.extend(given.iter().map(|count| ("max-forwards", *count)));
+            let mut request = request(H1, method, "/", &fields);
+            let found = match normalize(&mut request, &Limits::default()) {
+                Ok(()) => Ok(request.headers().get("max-forwards").map(|count| count.to_str().unwrap())),
+                Err(failure) => Err(*failure.source.as_ref().unwrap().downcast_ref::<Violation>().unwrap()),
+            };
+            assert_eq!(found, expected, "{method} {given:?}");
+        }
+    }
+
+    #[test]
+    fn a07_a09_names_that_pass_for_others_are_dropped() {
+        // `X_Forwarded_Proto` and `X-Forwarded-Proto` are one variable to many servers, and no rule sees the former.
+        let given = [
+            ("host", "a"),
+            ("x_forwarded_proto", "https"),
+            ("x_auth_user", "root"),
+            ("x-auth_user", "root"),
+            ("x-outrigger-peer", "forged"),
+            ("x-outrigger-anything", "forged"),
+            ("x-outrigger-hops", "3"),
+            ("x-auth-user", "me"),
+        ];
+        let kept = |more: &[(&'static str, &'static str)], limits: &Limits| {
+            let mut request = request(H1, "GET", "/", &[&given[..], more].concat());
+            normalize(&mut request, limits).unwrap();
+            let mut names: Vec<String> = request.headers().keys().map(ToString::to_string).collect();
+            names.sort();
+            names.join(" ")
+        };
+        assert_eq!(kept(&[], &Limits::default()), "host x-auth-user x-outrigger-hops");
+        let grpc = [("content-type", "application/grpc")];
+        let underscored = "x-auth_user x-outrigger-hops x_auth_user x_forwarded_proto";
+        assert_eq!(kept(&grpc, &Limits::default()), format!("content-type host x-auth-user {underscored}"));
+        let asked = Limits { underscored_fields: true, ..Limits::default() };
+        assert_eq!(kept(&[], &asked), format!("host x-auth-user {underscored}"));
+    }
+
+    #[test]
     fn an_expectation_is_answered_here_and_cookies_are_whole() {
         // Uploads would wait for two answers of 100, and rules see half of a cookie.
         let mut given =
@@ -601,7 +717,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalising_twice_changes_nothing(path in "/[a./%\\\\2eE50;-]{0,24}") {
+        fn a01_normalising_twice_changes_nothing(path in "/[a./%\\\\2eE50;-]{0,24}") {
             // The next sidecar, which normalises again, would see another path than the rules here did.
             if let Ok(once) = normalize_path(&path) {
                 prop_assert!(once.starts_with('/'));

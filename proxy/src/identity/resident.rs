@@ -82,12 +82,19 @@ impl Identity {
     /// Exchanges certificate and key. Roots that were announced stay trusted besides those in `material`.
     ///
     /// # Errors
-    /// When they do not fit together; then everything stays as it was.
+    /// When they do not fit together, or name somebody else than before; then everything stays as it was.
     pub fn replace(&self, mut material: Material) -> Result<(), TlsSetupError> {
         let mut held = self.held.lock();
         let signed = material.roots.clone();
         material.roots = union(&held.announced, &signed);
         let configs = TlsConfigs::new(&material)?;
+        // Pools, labels and what peers were told belong to the identity; another one must begin anew.
+        if let Some(current) = self.current.load().as_ref()
+            && current.identity() != configs.identity()
+        {
+            let (identity, own) = (configs.identity().clone(), current.identity().clone());
+            return Err(TlsSetupError::OtherIdentity { identity, own });
+        }
         held.signed = signed;
         held.material = Some(Arc::new(material));
         self.current.store(Some(Arc::new(configs)));
@@ -124,4 +131,67 @@ fn union(first: &[CertificateDer<'static>], second: &[CertificateDer<'static>]) 
     let mut all = first.to_vec();
     all.extend(second.iter().filter(|root| !first.contains(root)).cloned());
     all
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+
+    use super::*;
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn material(authority: &CertifiedIssuer<'_, KeyPair>, uri: &str) -> Material {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        let key = KeyPair::generate().unwrap();
+        Material {
+            chain: vec![parameters.signed_by(&key, authority).unwrap().der().clone()],
+            key: key.serialize_der().try_into().unwrap(),
+            roots: vec![authority.der().clone()],
+            trust_domain: "td".into(),
+        }
+    }
+
+    #[test]
+    fn s23_a_bad_exchange_leaves_the_old_certificate_in_use() {
+        // A rotation that went wrong would take the workload off the mesh, or make it somebody else.
+        let (authority, stranger) = (authority(), authority());
+        let own = "spiffe://td/ns/shop/sa/api";
+        let identity = Identity::fixed(material(&authority, own)).unwrap();
+        let used = identity.current().unwrap();
+        let same = |what: &str| {
+            assert!(Arc::ptr_eq(&identity.current().unwrap(), &used), "{what}");
+            assert_eq!(identity.material().unwrap().roots, [authority.der().clone()], "{what}");
+        };
+
+        let mut other_key = material(&authority, own);
+        other_key.key = material(&authority, own).key;
+        assert!(matches!(identity.replace(other_key), Err(TlsSetupError::Key(_))));
+        same("a key of another certificate");
+
+        let other = material(&authority, "spiffe://td/ns/shop/sa/admin");
+        assert!(matches!(identity.replace(other), Err(TlsSetupError::OtherIdentity { .. })));
+        same("another identity");
+
+        assert!(identity.replace(material(&stranger, "spiffe://other/ns/a/sa/b")).is_err());
+        same("another trust domain");
+
+        let mut rootless = material(&authority, own);
+        rootless.roots.clear();
+        assert!(matches!(identity.replace(rootless), Err(TlsSetupError::NoRoots)));
+        same("an empty bundle with the certificate");
+
+        // An empty announcement takes nothing away from what came with the certificate.
+        let _ = identity.announce(&Arc::from([]));
+        assert!(!identity.material().unwrap().roots.is_empty(), "an empty bundle");
+
+        identity.replace(material(&authority, own)).unwrap();
+        assert!(!Arc::ptr_eq(&identity.current().unwrap(), &used), "a good one is taken");
+    }
 }

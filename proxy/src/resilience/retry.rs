@@ -224,6 +224,9 @@ impl RetryPolicy {
     }
 
     fn wants_answer(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        if asks_to_be_left_alone(headers) {
+            return false;
+        }
         let Conditions { server_error, gateway_error, retriable_4xx, .. } = self.conditions;
         self.codes.contains(&status)
             || (server_error && status.is_server_error())
@@ -251,6 +254,15 @@ impl RetryPolicy {
     }
 }
 
+/// gRPC proposal A6: "if the value is not a valid non-negative number", the call must not be retried. A server that is going under says so.
+fn asks_to_be_left_alone(headers: &HeaderMap) -> bool {
+    headers.get(GRPC_PUSHBACK).is_some_and(|wait| {
+        let digits = wait.as_bytes();
+        digits.is_empty() || !digits.iter().all(u8::is_ascii_digit)
+    })
+}
+
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 

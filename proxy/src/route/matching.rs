@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn header_lines_are_one_value() {
+    fn a04_header_lines_are_one_value() {
         // Looking at the first line only would let a client hide a value in the second.
         let header = |name: &'static str, value| RequestMatch {
             headers: vec![(HeaderName::from_static(name), value)],

@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn label_sets_past_the_bound_become_other() {
+    fn m09_label_sets_past_the_bound_become_other() {
         // Without the bound, a scanner with many identities would grow every sidecar until it dies.
         let labels = Labels::new(LabelSet::default(), 2);
         let set = |name: &str| LabelSet { workload: name.into(), ..LabelSet::default() };

@@ -325,7 +325,7 @@ async fn opaque_connections_have_a_line_too() {
 
 proptest! {
     #[test]
-    fn whatever_a_client_sends_is_one_line_that_parses(agent in proptest::collection::vec(any::<u8>(), 0..60)) {
+    fn a16_whatever_a_client_sends_is_one_line_that_parses(agent in proptest::collection::vec(any::<u8>(), 0..60)) {
         // Forged lines in the log would hide an attack.
         let json = logged(AccessLog::Json, &agent, "/");
         prop_assert_eq!(json.matches('\n').count(), 1);

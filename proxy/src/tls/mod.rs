@@ -66,6 +66,10 @@ pub enum TlsSetupError {
         "certificate of {identity} is not trusted by our own bundle: {source} (hint: chain and bundle must come from the same authority)"
     )]
     Untrusted { identity: SpiffeId, source: rustls::Error },
+    #[error(
+        "certificate is for {identity}, and this workload is {own} (hint: an identity changes with a restart only)"
+    )]
+    OtherIdentity { identity: SpiffeId, own: SpiffeId },
     #[error("certificate and key cannot be used together: {0}")]
     Key(#[source] rustls::Error),
 }

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,12 +20,12 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
-    accept::socket,
+    accept::{circles, socket},
     failure::{Failure, Reason},
     host::{self, ConnectOptions},
     identity::Identity,
     resilience::limits::Held,
-    settings::{Limits, Timeouts},
+    settings::{Limits, Listeners, Timeouts},
     telemetry::{ActiveUpstream, Direction, Security, WorkerTelemetry},
     tls::{self, Alpn, Expected, Offer},
 };
@@ -63,6 +63,47 @@ pub struct Dialer {
     pub mark: Option<u32>,
     /// How we introduce our workload to other sidecars.
     pub introduction: HeaderValue,
+    /// Never dialled.
+    pub own: OwnPorts,
+}
+
+/// Our own ports but those for the mesh: nothing that we carry ends there, whatever name or address leads to them.
+///
+/// An operator's port asks who connects; through us everybody would be us.
+#[derive(Clone, Debug, Default)]
+pub struct OwnPorts {
+    listeners: Vec<SocketAddr>,
+    /// Address of this workload, if we were told.
+    address: Option<IpAddr>,
+    /// Connections are redirected to us, so that ours might be.
+    transparent: bool,
+}
+
+impl OwnPorts {
+    pub fn of(listeners: &Listeners) -> Self {
+        let locals = listeners.local.iter().map(|local| local.listen);
+        let transparent = listeners.transparent.iter();
+        let intercepted = transparent.clone().flat_map(|one| one.outbound.iter().chain(&one.inbound)).copied();
+        let others = listeners.outbound.iter().chain(&listeners.admin).chain(&listeners.ready).chain(&listeners.dns);
+        Self {
+            listeners: locals.chain(intercepted).chain(others.copied()).collect(),
+            address: transparent.clone().find_map(|one| one.address),
+            transparent: listeners.transparent.is_some(),
+        }
+    }
+
+    /// Whether dialling an address would lead to one of them.
+    pub fn has(&self, address: SocketAddr) -> bool {
+        let target = address.ip().to_canonical();
+        // Linux takes a connection to the unspecified address as one to loopback.
+        let here = target.is_loopback() || target.is_unspecified() || Some(target) == self.address;
+        self.listeners.iter().any(|own| {
+            let listens = own.ip().to_canonical();
+            let same = listens == target
+                || here && (listens.is_unspecified() || target.is_unspecified() && listens.is_loopback());
+            own.port() == address.port() && same
+        })
+    }
 }
 
 /// What a worker lends to everything it carries.
@@ -120,10 +161,20 @@ impl Dialer {
     /// A plain TCP connection with our socket options.
     ///
     /// # Errors
-    /// `UpstreamConnectRefused` or `UpstreamConnectTimeout`.
+    /// `UpstreamConnectRefused` or `UpstreamConnectTimeout`; `Loop` for a port of our own.
     pub async fn connect(&self, address: SocketAddr, connect_timeout: Duration) -> Result<TcpStream, Failure> {
+        if self.own.has(address) {
+            return Err(Reason::Loop.into());
+        }
         let options = ConnectOptions { source: None, mark: self.mark };
-        match tokio::time::timeout(connect_timeout, host::connect(address, options)).await {
+        let connecting = async {
+            if self.own.transparent {
+                host::connect_within(address, options, |begin| circles::note(address, begin)).await
+            } else {
+                host::connect(address, options).await
+            }
+        };
+        match tokio::time::timeout(connect_timeout, connecting).await {
             Ok(Ok(tcp)) => {
                 // A socket that takes no options is already broken; the first write will say so.
                 let _ = socket::prepare(&tcp, self.timeouts.tcp_user);
@@ -194,6 +245,41 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn m05_no_way_leads_to_our_own_ports() {
+        // Whoever may send requests through the sidecar would be its operator.
+        let own = OwnPorts {
+            listeners: ["127.0.0.1:15000", "0.0.0.0:15021", "[::]:15001"].map(|one| one.parse().unwrap()).into(),
+            address: Some("10.0.0.7".parse().unwrap()),
+            transparent: true,
+        };
+        for (address, expected) in [
+            ("127.0.0.1:15000", true),
+            ("[::ffff:127.0.0.1]:15000", true),
+            ("0.0.0.0:15000", true),
+            ("[::]:15000", true),
+            ("127.0.0.1:15021", true),
+            ("127.9.9.9:15021", true),
+            ("10.0.0.7:15021", true),
+            ("10.0.0.7:15001", true),
+            ("[::1]:15001", true),
+            ("10.0.0.7:15000", false),
+            ("10.0.0.8:15000", false),
+            // Another workload's port of that number is not ours.
+            ("10.0.0.8:15021", false),
+            ("127.0.0.1:8080", false),
+            ("169.254.169.254:80", false),
+        ] {
+            assert_eq!(own.has(address.parse().unwrap()), expected, "{address}");
         }
     }
 }

@@ -25,6 +25,6 @@ mod tests;
 pub use backend::{Backend, RouteBackend};
 pub use breakers::BreakerCell;
 pub use destination::{Destination, Toward};
-pub use dial::{Carrier, Dialer};
+pub use dial::{Carrier, Dialer, OwnPorts};
 pub use endpoint::Endpoint;
 pub use mesh::{Mesh, Upstreams};

@@ -47,8 +47,12 @@ struct Matched<'a> {
 /// Looks the request up in the rules of where it goes.
 ///
 /// # Errors
-/// `NoRoute` when rules exist and none matches; `BadBackend` for the share of a reference that does not resolve.
+/// `Loop` for a request that goes in circles; `NoRoute` when rules exist and none matches; `BadBackend` for the share of a reference that
+/// does not resolve.
 pub fn choose<'a>(toward: &'a Toward, request: &Parts) -> Result<Chosen<'a>, Failure> {
+    if headers::goes_in_circles(&request.headers) {
+        return Err(Reason::Loop.into());
+    }
     let table = match toward {
         Toward::Service(destination) => destination.routes.as_ref().filter(|table| !table.http.is_empty()),
         Toward::Endpoint(..) | Toward::Outside(_) => None,
@@ -110,6 +114,7 @@ impl<'a> Forward<'a> {
     /// `BadRequest` when an edit gives something that is no request.
     pub fn head(&self, mut parts: Parts, authority: Authority, leaving: Option<Upgrade>) -> Result<Head, Failure> {
         headers::strip_hop_by_hop(&mut parts.headers, None);
+        headers::pass_on(&mut parts.headers);
         let mut authority = authority;
         let mut uri = parts.uri;
         if let Some(Matched { rule, arm, prefix }) = &self.matched {

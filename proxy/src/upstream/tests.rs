@@ -259,6 +259,63 @@ mod joining {
     }
 
     #[test]
+    fn a17_what_is_counted_for_one_is_not_counted_for_another() {
+        // Two services behind one address, or one address under two names, would share limits, breakers and connections.
+        let breaker = || Some(Arc::new(BreakerPolicy::named("shop/api")));
+        let mut services: Vec<_> = ["api", "web"]
+            .map(|name| {
+                let policy = Policy { breaker: breaker(), ..Policy::default() };
+                with_policy(service(name, vec![endpoint("10.0.0.1", "v1")]), policy)
+            })
+            .into();
+        // The same address as somebody else, and in plaintext.
+        let mut other = endpoint("10.0.0.1", "v1");
+        other.identity = Some("spiffe://cluster.local/ns/shop/sa/other".into());
+        let mut plain = endpoint("10.0.0.1", "v1");
+        plain.ports[0].peer = PeerKind::Plain;
+        plain.identity = None;
+        let more = [Arc::new(other), Arc::new(plain)];
+        services[0].endpoints = services[0].endpoints.iter().cloned().chain(more).collect();
+        let mesh = mesh(services);
+        let (api, web) = (backend(&mesh, "api"), backend(&mesh, "web"));
+        assert!(!Arc::ptr_eq(&api.state, &web.state), "limits and budget");
+        let states: Vec<_> = api.endpoints.iter().chain(&web.endpoints).map(|endpoint| &endpoint.state).collect();
+        assert_eq!(states.len(), 4);
+        for (at, one) in states.iter().enumerate() {
+            assert!(states[at + 1..].iter().all(|other| !Arc::ptr_eq(one, other)), "connections of endpoint {at}");
+        }
+        let _full = api.hold(Slot::Request).unwrap();
+        assert!(web.hold(Slot::Request).is_ok());
+    }
+
+    #[test]
+    fn m13_a_thousand_services_go_at_once() {
+        // Freed one inside the other, they would use up the stack of the thread that happened to hold the last one.
+        let upstreams = upstreams(None);
+        let services: Vec<Arc<Service>> = (0..1000)
+            .map(|number| {
+                // Each leads to the next, as chains of fallbacks and routes do.
+                let next = target(&format!("s{}", (number + 1) % 1000), "");
+                let split = Action::Split(Split::new(vec![arm(1, next)]));
+                let own = service(&format!("s{number}"), vec![endpoint("10.0.0.1", "v1")]);
+                Arc::new(with_rules(own, vec![rule("/", split)]))
+            })
+            .collect();
+        let before = upstreams.join(view(&services), None);
+        assert!(before.service_by_host("s999.shop").is_some());
+        drop(services);
+        let gone = std::thread::Builder::new()
+            .stack_size(64 * 1024)
+            .spawn(move || {
+                let after = upstreams.join(view(&[]), Some(&before));
+                drop(before);
+                after.service_by_host("s0.shop").is_none() && upstreams.breakers().is_empty()
+            })
+            .unwrap();
+        assert!(gone.join().unwrap());
+    }
+
+    #[test]
     fn an_unused_state_is_not_kept() {
         // A mesh whose services come and go all day would grow for ever.
         let upstreams = upstreams(None);

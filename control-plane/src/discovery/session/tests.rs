@@ -539,7 +539,7 @@ fn only_its_own_node_exists() {
 }
 
 #[test]
-fn resources_with_unknown_features_are_withheld() {
+fn a13_resources_with_unknown_features_are_withheld() {
     // An old proxy would run without the breaker and nobody would know.
     let breaker = mesh::BackendPolicy {
         base: Some(mesh::Policy { breaker: Some(mesh::Breaker::default()), ..Default::default() }),

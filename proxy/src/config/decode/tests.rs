@@ -277,7 +277,7 @@ fn wrong() -> Vec<Case> {
 }
 
 #[test]
-fn whatever_is_wrong_is_refused_with_its_path() {
+fn a13_whatever_is_wrong_is_refused_with_its_path() {
     // A wrong rule that slips through steers traffic; one refused without its path cannot be found.
     for (kind, name, encoded, path) in wrong() {
         let rejected = decode(kind, name, &encoded).expect_err(path);
@@ -327,6 +327,27 @@ fn routes_and_policies_are_chosen_by_the_clients_namespace() {
     assert_eq!(port.routes_for("shop").unwrap().as_ref(), "own");
     assert_eq!(port.routes_for("bank").unwrap().as_ref(), "all");
     assert_eq!(port.policy_for("bank"), None);
+}
+
+#[test]
+fn m11_depth_and_numbers_of_a_message_are_bounded() {
+    // Ten thousand levels would use up the stack, and a message of a few megabytes many times its size.
+    for kind in Kind::ALL {
+        // An unknown field that holds groups in groups (wire type 3), and one that claims to be endless.
+        let deep = [0xc3, 0x3e].repeat(10_000);
+        assert!(decode(kind, "shop/a", &deep).is_err(), "{kind:?}");
+        assert!(decode(kind, "shop/a", &[0xc2, 0x3e, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_err(), "{kind:?}");
+    }
+    // A hundred thousand endpoints in a shard, a million empty ports, a map of half a million entries: refused with a reason.
+    let endpoints = (0..100_000).map(|number| Endpoint { uid: number.to_string(), ..endpoint() });
+    let shard = EndpointShard { endpoints: endpoints.collect() };
+    assert!(decode(Kind::EndpointShard, "shop/a/0", &shard.encode_to_vec()).is_err());
+    let ports = service(|service| service.ports = vec![service.ports[0].clone(); 100_000]);
+    assert!(decode(Kind::Service, "shop/a", &ports.encode_to_vec()).is_err());
+    let routes = service(|service| {
+        service.ports[0].routes = (0..500_000).map(|number| (number.to_string(), String::new())).collect();
+    });
+    assert!(decode(Kind::Service, "shop/a", &routes.encode_to_vec()).is_err());
 }
 
 proptest! {

@@ -67,6 +67,8 @@ struct State<S> {
     continue_due: bool,
     /// An HTTP/1.0 client knows no interim responses.
     interim: bool,
+    /// The client has said that this is its last request: ending its half then only repeats that.
+    last_request: bool,
     /// Who serves the connection, while somebody else reads a body.
     server: Option<Waker>,
 }
@@ -248,6 +250,9 @@ impl<S: Stream + 'static> State<S> {
     }
 
     /// Ready when the client has ended or broken the connection; only looked at when nobody reads content. Writes what is due meanwhile.
+    ///
+    /// Its end alone cannot be told from a program that is gone, and work for nobody should stop. Who announced it with
+    /// `Connection: close` (or speaks HTTP/1.0) still waits for the answer: RFC 9112 §9.6 has it that way round.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.wire.has_outgoing()
             && let Poll::Ready(Err(_)) = self.wire.poll_flush(cx)
@@ -264,6 +269,7 @@ impl<S: Stream + 'static> State<S> {
         // The next request may come early, and waits here; a client that sends more than fits is not watched.
         while self.wire.received.len() < 4096 {
             match ready!(self.wire.poll_fill(cx)) {
+                Ok(0) if self.last_request => return Poll::Pending,
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_) => {}
             }
@@ -286,14 +292,16 @@ impl<S: Stream + 'static> Link<S> {
             number: 0,
             continue_due: false,
             interim: false,
+            last_request: false,
             server: None,
         }))
     }
 
     /// A head has come: the request for the handler, and for one that may leave HTTP, where its stream goes then.
     fn begin(self: &Arc<Self>, head: RequestHead, number: u64) -> (Request<Body>, Option<Agreement>) {
-        let RequestHead { mut parts, framing, expects_continue, .. } = head;
+        let RequestHead { mut parts, framing, expects_continue, keep_alive, .. } = head;
         let mut state = self.0.lock();
+        state.last_request = !keep_alive;
         state.number = number;
         state.content = Content::new(framing);
         state.continue_due = expects_continue;
