@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::settings::{
     AccessLog, ControlPlane, DrainSettings, EjectionSettings, InboundListener, Limits, Listeners, LocalListener,
-    NodeSettings, RuntimeKind, Settings, TelemetrySettings, Timeouts, overlay,
+    NodeSettings, OverloadSettings, RuntimeKind, Settings, TelemetrySettings, Timeouts, overlay,
 };
 
 /// Flags of a sidecar.
@@ -363,6 +363,7 @@ pub fn defaults() -> Settings {
         limits: Limits::default(),
         timeouts: Timeouts::default(),
         ejection: EjectionSettings::default(),
+        overload: OverloadSettings::default(),
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: None,

@@ -61,7 +61,7 @@ pub enum Reason {
     NotReady,
     /// The proxy is shutting down.
     Draining,
-    /// Too many connections at the proxy.
+    /// The proxy is short of memory, descriptors or room for handshakes.
     Overloaded,
     /// A task died; a bug of ours.
     Internal,
@@ -163,7 +163,7 @@ impl Reason {
             Self::Loop => "the request came back to the proxy that sent it",
             Self::NotReady => "the proxy has no identity or configuration yet",
             Self::Draining => "the proxy is shutting down",
-            Self::Overloaded => "the proxy has too many connections",
+            Self::Overloaded => "the proxy is short of memory or connections",
             Self::Internal => "the proxy failed (please report it)",
         }
     }

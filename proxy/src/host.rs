@@ -19,6 +19,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub mod usage;
+
 /// A moment on the monotonic clock; stands still in paused tests.
 pub type Instant = tokio::time::Instant;
 
@@ -89,6 +91,32 @@ pub fn raise_descriptor_limit() {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }
+
+/// The soft limit of open files; `None`: there is none.
+pub fn descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// Whether the system had no descriptor or memory for us: nobody else's fault.
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| short.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+/// Gives the system back what the allocator keeps for later. Takes milliseconds; not for threads that carry traffic.
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code, reason = "no safe crate offers it")]
+pub fn return_freed_memory() {
+    // SAFETY: malloc_trim(3) takes the allocator's own locks and touches no memory that is in use; zero is any padding's least.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Gives the system back what the allocator keeps for later; here it keeps little.
+#[cfg(not(target_env = "gnu"))]
+pub fn return_freed_memory() {}
 
 /// CPUs this process may use: the cgroup's quota, rounded up, or what the scheduler allows; at least 1.
 pub fn cpu_limit() -> usize {

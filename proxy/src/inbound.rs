@@ -126,13 +126,13 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server, or its first bytes
     // are still on their way, and may yet be those of a mesh peer.
     let (detected, opened) = match mode {
-        PeerMode::Strict => (Some(io.detect_within(residents.settings.timeouts.first_byte).await?), None),
+        PeerMode::Strict => (Some(io.detect_within(&residents.settings.timeouts).await?), None),
         PeerMode::Permissive | PeerMode::Disable => tokio::select! {
             biased;
             detected = io.detect_client() => (Some(detected?), None),
             () = host::sleep(SERVER_FIRST) => match protocol {
                 Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
-                    (Some(io.detect_within(residents.settings.timeouts.first_byte).await?), None)
+                    (Some(io.detect_within(&residents.settings.timeouts).await?), None)
                 }
                 Protocol::Tcp | Protocol::Tls | Protocol::Detect => {
                     let silent = entry(None, authorize_connection(mode, false)?);
@@ -225,7 +225,7 @@ async fn carry<S: Stream + OverTcp + 'static>(
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
             let detected = match detected {
                 Some(detected) => detected,
-                None => io.detect_within(timeouts.first_byte).await?,
+                None => io.detect_within(timeouts).await?,
             };
             match Version::of(&detected) {
                 Some(version) => serve_http(io, version, entry, worker).await,
@@ -340,6 +340,7 @@ async fn answer(
     record: &mut RequestRecord,
 ) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
     let residents = &worker.residents;
+    residents.overload.admit()?;
     let wanted = upgrade::wants_upgrade(request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(request));
     // The marks are promises of one sidecar to another; from anybody else it is only a header, and goes.

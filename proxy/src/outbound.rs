@@ -97,7 +97,7 @@ async fn carry<S: Stream + OverTcp + 'static>(
 ) -> Result<(), Failure> {
     let timeouts = &worker.residents.settings.timeouts;
     if matches!(scope, Scope::Proxy) {
-        let detected = io.detect_within(timeouts.first_byte).await?;
+        let detected = io.detect_within(timeouts).await?;
         return match Version::of(&detected) {
             Some(version) => serve_http(io, version, scope, peer, worker).await,
             None => Err(Reason::BadRequest.into()),
@@ -107,7 +107,7 @@ async fn carry<S: Stream + OverTcp + 'static>(
     match toward.protocol() {
         Protocol::Tcp | Protocol::Tls => forward_opaque(io, &toward, None, peer, &worker).await,
         Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
-            let detected = io.detect_within(timeouts.first_byte).await?;
+            let detected = io.detect_within(timeouts).await?;
             match Version::of(&detected) {
                 Some(version) => serve_http(io, version, scope, peer, worker).await,
                 None => Err(Reason::BadRequest.into()),
@@ -274,6 +274,7 @@ async fn answer(
     record: &mut RequestRecord,
 ) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
     let residents = &worker.residents;
+    residents.overload.admit()?;
     let wanted = upgrade::wants_upgrade(request);
     let leaving = wanted.as_ref().map(|_| upgrade::take(request));
     // Only sidecars use these; from an application they would be forged.
@@ -319,6 +320,7 @@ async fn open_tunnel(
     peer: SocketAddr,
     worker: &Worker,
 ) -> Result<Response<Body>, Failure> {
+    worker.residents.overload.admit()?;
     let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
     let port = authority
         .port_u16()

@@ -22,6 +22,7 @@ use tokio::{
 use crate::accept::socket::reset_on_close;
 use crate::failure::Reason;
 use crate::host::{self, Stream};
+use crate::resilience::growth::Grown;
 
 /// What bounds a relay.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +131,8 @@ struct Direction {
     buffer: BytesMut,
     /// Size of the next buffer.
     size: usize,
+    /// What that has beyond the first.
+    grown: Grown,
     most: usize,
     /// Bytes written.
     moved: u64,
@@ -172,6 +175,7 @@ impl Direction {
         Self {
             buffer: BytesMut::new(),
             size: FIRST_BUFFER_BYTES.min(most),
+            grown: Grown::default(),
             most,
             moved: 0,
             unflushed: false,
@@ -210,14 +214,21 @@ impl Direction {
                 Poll::Ready(Ok(0)) => {
                     self.state = State::Ending;
                     self.buffer = BytesMut::new();
+                    self.grown.shrink();
                 }
-                Poll::Ready(Ok(read)) if read >= self.size => self.size = (self.size * 2).min(self.most),
+                Poll::Ready(Ok(read)) if read >= self.size => {
+                    let larger = (self.size * 2).min(self.most);
+                    if self.grown.grow_to(larger.saturating_sub(FIRST_BUFFER_BYTES)) {
+                        self.size = larger;
+                    }
+                }
                 Poll::Ready(Ok(_)) => (),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Read(error))),
                 Poll::Pending => {
                     // Ten thousand silent tunnels should cost no buffers.
                     self.buffer = BytesMut::new();
                     self.size = FIRST_BUFFER_BYTES.min(self.most);
+                    self.grown.shrink();
                     if self.unflushed {
                         match Pin::new(&mut *writer).poll_flush(cx) {
                             Poll::Ready(Ok(())) => self.unflushed = false,

@@ -13,7 +13,10 @@ use crate::{
     drain::DrainWatch,
     http::serve::ServeSettings,
     identity::Identity,
-    resilience::retry::{Conditions, RetryPolicy},
+    resilience::{
+        overload::Overload,
+        retry::{Conditions, RetryPolicy},
+    },
     settings::Settings,
     telemetry::{Direction, LabelId, LabelSet, Telemetry, WorkerTelemetry},
     upstream::{Carrier, Dialer, Mesh, OwnPorts, Upstreams, local::Applications, passthrough::Outside},
@@ -37,6 +40,8 @@ pub struct Residents {
     pub application_refused: Notify,
     /// Room for TLS handshakes of peers that connect.
     pub handshakes: Semaphore,
+    /// What is refused while the process is short of memory or descriptors.
+    pub overload: Overload,
     pub serve: ServeSettings,
     pub serve_mesh: ServeSettings,
     /// Fires when inbound connections should finish.
@@ -106,6 +111,7 @@ impl Residents {
             },
             application_refused: Notify::new(),
             handshakes: Semaphore::new(settings.limits.handshakes.max(1)),
+            overload: Overload::default(),
             outside: Outside::new(parts.workers, LabelId::UNKNOWN),
             dialer: Arc::new(dialer),
             demand: parts.demand,

@@ -20,6 +20,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     #[serde(default)]
     pub ejection: EjectionSettings,
+    #[serde(default)]
+    pub overload: OverloadSettings,
     pub telemetry: TelemetrySettings,
     pub drain: DrainSettings,
     /// How worker threads share the work. Default: thread per core.
@@ -273,6 +275,9 @@ pub struct Timeouts {
     /// Wait for the answer to a ping before the connection is given up. Default 5 s.
     #[serde(with = "seconds")]
     pub ping_timeout: Duration,
+    /// An HTTP/1 client that takes nothing of a response that waits for it is cut after this time. Default 30 s; zero: never.
+    #[serde(with = "seconds")]
+    pub write_stall: Duration,
     /// Unacknowledged data, or a receive window kept shut, before TCP gives up. Default 30 s.
     #[serde(with = "seconds")]
     pub tcp_user: Duration,
@@ -305,6 +310,7 @@ impl Default for Timeouts {
             connection_age: Duration::from_secs(3600),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),
+            write_stall: Duration::from_secs(30),
             tcp_user: Duration::from_secs(30),
             demand: Duration::from_millis(250),
             forget: Duration::from_secs(1800),
@@ -349,6 +355,28 @@ impl EjectionSettings {
             min_health_percent: self.panic_percent,
             ..EjectionPolicy::default()
         })
+    }
+}
+
+/// What is given up before memory, descriptors or connections run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OverloadSettings {
+    /// Memory of the process; zero: the limit of its cgroup, and where that has none, memory is not watched. Default 0.
+    pub memory_bytes: u64,
+    /// Share of memory, in percent, from which on new requests get 503; and of memory, descriptors or connections, from which on connections
+    /// without a request are closed, oldest first. Default 85; zero: never.
+    pub shed_percent: u32,
+    /// Share of memory or descriptors, in percent, from which on no connection is accepted. Default 95; zero: never.
+    pub stop_percent: u32,
+    /// Share of the descriptors, in percent, that is left for connections to endpoints, the operator and the control plane; the other shares
+    /// are of the rest. Default 10.
+    pub reserved_descriptors_percent: u32,
+}
+
+impl Default for OverloadSettings {
+    fn default() -> Self {
+        Self { memory_bytes: 0, shed_percent: 85, stop_percent: 95, reserved_descriptors_percent: 10 }
     }
 }
 

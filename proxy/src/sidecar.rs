@@ -41,6 +41,7 @@ use crate::{
 mod inspect;
 mod names;
 mod watch_application;
+mod watch_overload;
 
 /// Where configuration and identity come from.
 pub enum Source {
@@ -211,6 +212,8 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
         _ = interrupt.recv() => return Ok(()),
     }
     let limit = ConnectionLimit::new(settings.limits.connections);
+    // Looked at first before there are connections, and while they are accepted.
+    host::spawn(watch_overload::run(Arc::clone(&sidecar), Arc::clone(&limit)));
     let running = Workers::start(workers, settings.runtime, &residents, &openings, &limit, &sidecar.stops)
         .map_err(RunError::Workers)?;
     sidecar.ready.store(true, Ordering::Release);

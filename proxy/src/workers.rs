@@ -221,7 +221,11 @@ impl Post {
         let residents = &self.worker.residents;
         loop {
             host::sleep(SWEEP).await;
-            let (now, idle) = (host::now(), IdleLimits::new(&residents.settings.timeouts));
+            let now = host::now();
+            let idle = match residents.overload.ends_idle() {
+                false => IdleLimits::new(&residents.settings.timeouts),
+                true => IdleLimits::none(),
+            };
             if let Some(mesh) = residents.mesh() {
                 mesh.sweep(self.worker.index, now, idle);
             }

@@ -1,7 +1,7 @@
 //! The accept loop.
 //!
-//! One runs per worker and listening address. It bounds connections over the whole process, survives running out of
-//! descriptors and memory, and never ends before it is told to. It knows nothing of what is served.
+//! One runs per worker and listening address. It bounds connections over the whole process, waits while there is no room for more,
+//! survives running out of descriptors and memory, and never ends before it is told to. It knows nothing of what is served.
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
@@ -14,7 +14,8 @@ use crate::host;
 
 /// Accepts until `stop` is cancelled, one task per connection.
 ///
-/// A connection over the limit is closed at once, so that its caller learns of it instead of waiting in the queue.
+/// A connection over the limit is closed at once, so that its caller learns of it instead of waiting in the queue. While the process is
+/// short of memory or descriptors ([`ConnectionLimit::has_room`]) it is not accepted at all: closing it would take what is missing.
 /// The served tasks outlive the loop; the listener itself is closed when this returns.
 pub async fn run<F, Fut>(
     listener: TcpListener,
@@ -28,6 +29,13 @@ pub async fn run<F, Fut>(
 {
     let mut failures = 0;
     loop {
+        while !limit.has_room() {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = host::sleep(NO_ROOM) => {}
+            }
+        }
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -67,6 +75,8 @@ pub async fn run<F, Fut>(
     }
 }
 
+/// Between two looks whether there is room again.
+const NO_ROOM: Duration = Duration::from_millis(20);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -117,6 +127,32 @@ mod tests {
                 last = pause;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn without_room_connections_wait_and_are_served_later() {
+        // A proxy that is short of memory would take in more until it is killed, or stay deaf after that.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = ConnectionLimit::new(10);
+        limit.set_room(0);
+        let stop = CancellationToken::new();
+        let (sender, mut served) = mpsc::channel(4);
+        let task =
+            tokio::spawn(run(listener, Arc::clone(&limit), Duration::ZERO, stop.clone(), move |accepted, slot| {
+                let sender = sender.clone();
+                async move { sender.send((accepted, slot)).await.unwrap() }
+            }));
+        let _first = TcpStream::connect(address).await.unwrap();
+        assert!(tokio::time::timeout(NO_ROOM * 3, served.recv()).await.is_err());
+        limit.set_room(1);
+        let (_accepted, slot) = served.recv().await.unwrap();
+        assert!(!limit.has_room());
+        drop(slot);
+        assert!(limit.has_room());
+        limit.set_room(0);
+        stop.cancel();
+        task.await.unwrap();
     }
 
     #[tokio::test]

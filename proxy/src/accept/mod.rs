@@ -26,6 +26,8 @@ pub struct Accepted {
 #[derive(Debug)]
 pub struct ConnectionLimit {
     limit: usize,
+    /// As many as the process has room for now; past it nothing more is accepted.
+    room: std::sync::atomic::AtomicUsize,
     open: std::sync::atomic::AtomicUsize,
     refused: std::sync::atomic::AtomicU64,
 }
@@ -37,7 +39,7 @@ pub struct ConnectionSlot(Arc<ConnectionLimit>);
 impl ConnectionLimit {
     /// At most `limit` at once; zero refuses all.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, open: 0.into(), refused: 0.into() })
+        Arc::new(Self { limit, room: usize::MAX.into(), open: 0.into(), refused: 0.into() })
     }
 
     /// Takes a place; `None` when all are taken, which is counted.
@@ -50,6 +52,21 @@ impl ConnectionLimit {
             self.refused.fetch_add(1, Relaxed);
             None
         }
+    }
+
+    /// The limit itself.
+    pub const fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Lets listeners wait while so many are open or more; zero: in any case. Those that are open stay.
+    pub fn set_room(&self, room: usize) {
+        self.room.store(room, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether another one should be accepted.
+    pub fn has_room(&self) -> bool {
+        self.open() < self.room.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Open now.

@@ -17,8 +17,12 @@ use crate::{detect::Rewound, host::Stream};
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// What the kernel holds of data that it has not sent yet. More would hide from us for minutes whether the other side reads at all, and is
+/// memory that the other side decides about; the sent part has its own bound, the receive window.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 128 * 1024;
 
-/// Sets no-delay, keep-alive and `TCP_USER_TIMEOUT`.
+/// Sets no-delay, keep-alive, `TCP_USER_TIMEOUT` and the bound of unsent data.
 ///
 /// `tcp_user` bounds how long sent data may stay unacknowledged; Linux counts the time a peer keeps its window
 /// closed as well. Zero leaves the system's own (about 15 minutes).
@@ -34,6 +38,8 @@ pub fn prepare(io: &TcpStream, tcp_user: Duration) -> io::Result<()> {
     )?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout((!tcp_user.is_zero()).then_some(tcp_user))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     #[cfg(not(target_os = "linux"))]
     let _ = tcp_user;
     Ok(())
@@ -135,6 +141,8 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_BYTES);
     }
 
     #[tokio::test]

@@ -65,7 +65,7 @@ pub fn parse(bytes: &[u8]) -> Parse<ClientHello> {
     }
 }
 
-const RECORD_HANDSHAKE: u8 = 0x16;
+pub(super) const RECORD_HANDSHAKE: u8 = 0x16;
 const VERSION_MAJOR: u8 = 0x03;
 const MAX_VERSION_MINOR: u8 = 0x04;
 const MAX_FRAGMENT: usize = 1 << 14;

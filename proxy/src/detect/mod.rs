@@ -4,7 +4,7 @@
 //! it; `http_start` and `client_hello` judge the bytes. How long to wait, and what to do while waiting (a
 //! server that speaks first), is up to the journey: dropping [`Rewound::detect`] loses nothing.
 
-use std::{io, time::Duration};
+use std::io;
 
 use bytes::BufMut;
 use tokio::io::AsyncReadExt;
@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use crate::{
     failure::{Failure, Reason},
     host::{self, Stream},
+    settings::Timeouts,
 };
 
 pub mod client_hello;
@@ -55,15 +56,33 @@ impl<S: Stream> Rewound<S> {
         self.detect().await.map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
     }
 
-    /// The same, for a client that must speak within `limit`.
+    /// The same, for a client that must speak: its first byte within `first_byte`, and from there on what is decisive within `handshake`
+    /// where it looks like TLS, else within `head`. No byte on the way prolongs that.
     ///
     /// # Errors
-    /// `DownstreamClosed`, also when nothing decisive came in time.
-    pub async fn detect_within(&mut self, limit: Duration) -> Result<Detected, Failure> {
+    /// `DownstreamClosed`, also when nothing decisive came in time, or nothing at all.
+    pub async fn detect_within(&mut self, timeouts: &Timeouts) -> Result<Detected, Failure> {
+        let gone = || Err(Reason::DownstreamClosed.into());
+        if self.ahead.is_empty() {
+            tokio::select! {
+                biased;
+                read = self.read_ahead() => match read {
+                    // Whoever must speak and leaves without a word wanted nothing: no endpoint is bothered with it.
+                    Ok(0) => return gone(),
+                    Ok(_) => {}
+                    Err(error) => return Err(Failure::new(Reason::DownstreamClosed).because(error)),
+                },
+                () = host::sleep(timeouts.first_byte) => return gone(),
+            }
+        }
+        let limit = match self.ahead.first() {
+            Some(&client_hello::RECORD_HANDSHAKE) => timeouts.handshake,
+            _ => timeouts.head,
+        };
         tokio::select! {
             biased;
             detected = self.detect_client() => detected,
-            () = host::sleep(limit) => Err(Reason::DownstreamClosed.into()),
+            () = host::sleep(limit) => gone(),
         }
     }
 
@@ -79,13 +98,17 @@ impl<S: Stream> Rewound<S> {
             if let Some(detected) = judge(&self.ahead) {
                 return Ok(detected);
             }
-            self.ahead.reserve(FIRST_READ_BYTES);
-            // Bounded, so that a fast sender cannot make us hold more than a ClientHello.
-            let room = client_hello::MAX_BYTES.saturating_sub(self.ahead.len());
-            if self.io.read_buf(&mut (&mut self.ahead).limit(room)).await? == 0 {
+            if self.read_ahead().await? == 0 {
                 return Ok(Detected::Opaque);
             }
         }
+    }
+
+    async fn read_ahead(&mut self) -> io::Result<usize> {
+        self.ahead.reserve(FIRST_READ_BYTES);
+        // Bounded, so that a fast sender cannot make us hold more than a ClientHello.
+        let room = client_hello::MAX_BYTES.saturating_sub(self.ahead.len());
+        self.io.read_buf(&mut (&mut self.ahead).limit(room)).await
     }
 }
 
@@ -144,6 +167,33 @@ mod tests {
         assert_eq!(far.detect().await.unwrap(), Detected::Http2);
         let (ahead, _) = far.into_parts();
         assert_eq!(ahead, Bytes::from_static(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_does_not_prolong_the_wait() {
+        // A client that sends a byte of its handshake every second would hold its place for hours.
+        let timeouts = Timeouts::default();
+        for (bytes, first, limit) in [
+            (b"".as_slice(), 0, timeouts.first_byte),
+            (&[0x16, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0, 0], 7, timeouts.handshake),
+            (b"PRI * HTTP/2.0\r\n\r\n", 7, timeouts.head),
+        ] {
+            let (mut near, far) = duplex(1024);
+            let sending = tokio::spawn(async move {
+                host::sleep(Duration::from_secs(first)).await;
+                for byte in bytes {
+                    if near.write_all(&[*byte]).await.is_err() {
+                        return;
+                    }
+                    host::sleep(Duration::from_secs(1)).await;
+                }
+                std::future::pending().await
+            });
+            let start = host::now();
+            Rewound::new(far).detect_within(&timeouts).await.unwrap_err();
+            assert_eq!(host::now() - start, Duration::from_secs(first) + limit, "{bytes:?}");
+            sending.abort();
+        }
     }
 
     #[tokio::test(start_paused = true)]

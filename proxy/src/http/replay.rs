@@ -1,7 +1,8 @@
 //! Keeps a request body for another try.
 //!
 //! Used by `resilience/call.rs`, one per request. The first try streams: what passes is kept beside, up to a limit. A later try gets
-//! what was kept and then the rest of the original. Past the limit the body streams on, but can no longer be repeated.
+//! what was kept and then the rest of the original. Past the limit, or where the process has no memory for more, the body streams on, but
+//! can no longer be repeated.
 
 use std::{
     pin::Pin,
@@ -15,6 +16,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use parking_lot::Mutex;
 
 use super::{Body, BodyError};
+use crate::resilience::growth::Grown;
 
 /// A request body that may be sent more than once.
 pub struct Replay {
@@ -36,6 +38,7 @@ impl Replay {
             size,
             limit_bytes,
             kept: BytesMut::new(),
+            grown: Grown::default(),
             read: 0,
             trailers: None,
             state: State::Fresh,
@@ -87,6 +90,8 @@ struct Original {
     limit_bytes: usize,
     /// Everything read so far, unless `state` is `Lost`. Copied together: slices would keep whole read buffers alive.
     kept: BytesMut,
+    /// What that has beyond [`FREE_BYTES`].
+    grown: Grown,
     read: u64,
     trailers: Option<HeaderMap>,
     state: State,
@@ -113,6 +118,7 @@ impl Original {
     fn lose(&mut self) {
         self.state = State::Lost;
         self.kept = BytesMut::new();
+        self.grown.shrink();
     }
 
     /// The next frame of the original, kept beside.
@@ -132,7 +138,8 @@ impl Original {
                 if let Some(data) = frame.data_ref() {
                     self.read += data.len() as u64;
                     if self.state == State::Kept {
-                        if self.kept.len() + data.len() > self.limit_bytes {
+                        let together = self.kept.len() + data.len();
+                        if together > self.limit_bytes || !self.grown.grow_to(together.saturating_sub(FREE_BYTES)) {
                             self.lose();
                         } else {
                             self.kept.extend_from_slice(data);
@@ -149,6 +156,9 @@ impl Original {
         Poll::Ready(frame)
     }
 }
+
+/// So much of a body is kept without asking for memory.
+const FREE_BYTES: usize = 4 * 1024;
 
 /// The body of one try.
 struct Attempt {

@@ -73,6 +73,7 @@ impl ServeSettings {
                 first_byte: timeouts.first_byte,
                 head_time: timeouts.head,
                 idle: timeouts.idle,
+                write_stall: timeouts.write_stall,
                 age: timeouts.connection_age,
             },
             http2: http2::Rules::new(limits, streams),

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::{
     ControlPlane, DrainSettings, EjectionSettings, InboundListener, Limits, Listeners, LocalListener, NodeSettings,
-    RuntimeKind, Settings, TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
+    OverloadSettings, RuntimeKind, Settings, TelemetrySettings, Timeouts, TransparentListeners, parse_duration,
 };
 
 /// A setting that cannot be taken.
@@ -144,10 +144,17 @@ fn check_ranges(settings: &Settings) -> Result<(), (&'static str, String)> {
     for (path, percent) in [
         ("ejection.max_percent", settings.ejection.max_percent),
         ("ejection.panic_percent", settings.ejection.panic_percent),
+        ("overload.shed_percent", settings.overload.shed_percent),
+        ("overload.stop_percent", settings.overload.stop_percent),
+        ("overload.reserved_descriptors_percent", settings.overload.reserved_descriptors_percent),
     ] {
         if percent > 100 {
             return Err((path, format!("{percent} is no percentage (hint: 0 to 100)")));
         }
+    }
+    if settings.overload.reserved_descriptors_percent > 50 {
+        let reason = "leaves less than half of the descriptors for connections (hint: 0 to 50)".to_owned();
+        return Err(("overload.reserved_descriptors_percent", reason));
     }
     Ok(())
 }
@@ -330,6 +337,7 @@ fn shape() -> Value {
         limits: Limits::default(),
         timeouts: Timeouts::default(),
         ejection: EjectionSettings::default(),
+        overload: OverloadSettings::default(),
         telemetry: TelemetrySettings::default(),
         drain: DrainSettings::default(),
         workers: Some(1),
@@ -388,6 +396,10 @@ mod tests {
                 "setting `limits.connections`: must be at least 1 (hint: there is no value for unlimited)",
             ),
             ("ejection.max_percent=101", "setting `ejection.max_percent`: 101 is no percentage (hint: 0 to 100)"),
+            (
+                "overload.reserved_descriptors_percent=60",
+                "setting `overload.reserved_descriptors_percent`: leaves less than half of the descriptors for connections (hint: 0 to 50)",
+            ),
             ("limits=5", "setting `limits` must be a mapping, not 5"),
             ("timeouts.idle=5", "setting `timeouts.idle` must be a duration such as 10s, not 5"),
             (

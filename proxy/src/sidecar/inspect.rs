@@ -78,6 +78,7 @@ impl AdminSource for Sidecar {
                 "revision": report.revision,
                 "refused": report.refused,
             },
+            "overload": self.residents.telemetry.overload_report(),
             "settings": settings,
         })
     }

@@ -24,6 +24,7 @@ pub(super) fn encode(telemetry: &Telemetry) -> String {
     connections(telemetry, &mut text);
     fixed(telemetry, &mut text);
     breakers(telemetry, &mut text);
+    overload(telemetry, &mut text);
     process(telemetry, &mut text);
     text.0
 }
@@ -177,6 +178,26 @@ fn breakers(telemetry: &Telemetry, text: &mut Text) {
                 text.sample(metrics::BREAKER_TRANSITIONS.name, &labels, count);
             }
         }
+    }
+}
+
+fn overload(telemetry: &Telemetry, text: &mut Text) {
+    text.head(&metrics::OVERLOAD_USED);
+    for (resource, of) in telemetry.overload.used() {
+        text.sample(
+            metrics::OVERLOAD_USED.name,
+            &format!("resource=\"{resource}\""),
+            format_args!("{:.4}", of.ratio()),
+        );
+    }
+    let measures = telemetry.overload.measures();
+    text.head(&metrics::OVERLOAD_MEASURES);
+    for (measure, active, _) in &measures {
+        text.sample(metrics::OVERLOAD_MEASURES.name, &format!("measure=\"{measure}\""), u8::from(*active));
+    }
+    text.head(&metrics::OVERLOAD_BEGUN);
+    for (measure, _, begun) in &measures {
+        text.sample(metrics::OVERLOAD_BEGUN.name, &format!("measure=\"{measure}\""), begun);
     }
 }
 

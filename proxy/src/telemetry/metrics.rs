@@ -132,6 +132,12 @@ metrics! {
         "Endpoints put aside, let back, or kept because too many were out.";
     OVERFLOWS: "outrigger_limit_overflows_total" Counter "refusals" &["limit"],
         "Requests and connections refused at a limit.";
+    OVERLOAD_USED: "outrigger_overload_used_ratio" Gauge "ratio" &["resource"],
+        "Used share of what the process may use; 0 where there is no limit. Descriptors without their reserve.";
+    OVERLOAD_MEASURES: "outrigger_overload_measures" Gauge "1" &["measure"],
+        "Measures against overload in force now: 1, else 0.";
+    OVERLOAD_BEGUN: "outrigger_overload_measures_begun_total" Counter "measures" &["measure"],
+        "Measures against overload taken.";
     FAILURES: "outrigger_failures_total" Counter "requests" &["direction", "reason"],
         "Requests and opaque connections that failed, by the word that responses and logs show too.";
     DETECTIONS: "outrigger_protocol_detections_total" Counter "connections" &["direction", "protocol"],

@@ -15,6 +15,7 @@ mod encode;
 mod labels;
 pub mod log;
 pub mod metrics;
+mod overload;
 mod request;
 mod series;
 mod writer;
@@ -42,9 +43,14 @@ use self::{
     breakers::Breakers,
     counters::Counters,
     labels::Labels,
+    overload::OverloadGauge,
     series::{SeriesKey, SeriesTexts, Table},
 };
-use crate::{failure::Reason, settings::TelemetrySettings};
+use crate::{
+    failure::Reason,
+    resilience::overload::{Measures, Readings},
+    settings::TelemetrySettings,
+};
 
 /// Which half of the sidecar speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +82,7 @@ pub struct Telemetry {
     workers: Vec<Arc<WorkerCells>>,
     breakers: Breakers,
     access_log: Option<AccessLogSink>,
+    overload: OverloadGauge,
     generation: AtomicU64,
     config_swaps: AtomicU64,
     config_refusals: AtomicU64,
@@ -119,6 +126,7 @@ impl Telemetry {
                 .collect(),
             breakers: Breakers::new(settings.series),
             access_log: AccessLogSink::start(settings.access_log, output),
+            overload: OverloadGauge::default(),
             generation: AtomicU64::new(0),
             config_swaps: AtomicU64::new(0),
             config_refusals: AtomicU64::new(0),
@@ -165,6 +173,16 @@ impl Telemetry {
     pub fn certificate_expires(&self, at: SystemTime) {
         let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().min(i64::MAX as u64) as i64);
         self.certificate_expiry.store(seconds, Ordering::Relaxed);
+    }
+
+    /// What is used of what there is, and what is done about it.
+    pub fn overload(&self, readings: &Readings, measures: Measures) {
+        self.overload.set(readings, measures);
+    }
+
+    /// The same, for people.
+    pub fn overload_report(&self) -> serde_json::Value {
+        self.overload.report()
     }
 
     /// Registers one breaker (one route rule and backend), closed; dropping the gauge unregisters it.

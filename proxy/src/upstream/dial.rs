@@ -127,7 +127,7 @@ impl Carrier<'_> {
     ///
     /// # Errors
     /// `UpstreamConnectRefused`, `UpstreamConnectTimeout`, `UpstreamTlsFailed`, `UpstreamIdentityMismatch`,
-    /// or `NotReady` while we have no identity ourselves. Never falls back to plaintext.
+    /// `Overloaded` without a descriptor for it, or `NotReady` while we have no identity ourselves. Never falls back to plaintext.
     pub async fn dial(
         &self,
         address: SocketAddr,
@@ -161,7 +161,8 @@ impl Dialer {
     /// A plain TCP connection with our socket options.
     ///
     /// # Errors
-    /// `UpstreamConnectRefused` or `UpstreamConnectTimeout`; `Loop` for a port of our own.
+    /// `UpstreamConnectRefused` or `UpstreamConnectTimeout`; `Loop` for a port of our own; `Overloaded` when we have no descriptor or memory
+    /// for it.
     pub async fn connect(&self, address: SocketAddr, connect_timeout: Duration) -> Result<TcpStream, Failure> {
         if self.own.has(address) {
             return Err(Reason::Loop.into());
@@ -183,6 +184,8 @@ impl Dialer {
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 Err(Failure::new(Reason::UpstreamConnectTimeout).because(error))
             }
+            // Our own shortage: the endpoint is not to blame, and not put aside for it.
+            Ok(Err(error)) if host::is_shortage(&error) => Err(Failure::new(Reason::Overloaded).because(error)),
             Ok(Err(error)) => Err(Failure::new(Reason::UpstreamConnectRefused).because(error)),
             Err(_) => Err(Failure::new(Reason::UpstreamConnectTimeout)),
         }

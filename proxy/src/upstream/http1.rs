@@ -1,6 +1,6 @@
 //! HTTP/1.1 to an endpoint: one request at a time, on a connection of our own codec.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use http::Response;
 
@@ -10,7 +10,7 @@ use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::{
-        Body,
+        Body, BodyError,
         http1::{
             Broken, Parted,
             client::{Connection, Rules, Unanswered},
@@ -85,10 +85,16 @@ impl Http1 {
                 let reason = match &broken {
                     _ if upload_failed => Reason::DownstreamBody,
                     Broken::Fault(_) => Reason::UpstreamProtocol,
+                    Broken::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => Reason::Overloaded,
                     _ => Reason::UpstreamReset,
                 };
                 let sent = if untouched || crossed { Sent::Nothing } else { Sent::Maybe };
-                Failure::new(reason).sent(sent).because(broken)
+                let failure = Failure::new(reason).sent(sent);
+                match broken {
+                    // In the words that the reply knows: 408 and not 400.
+                    Broken::BodyTooSlow => failure.because(BodyError::TooSlow),
+                    broken => failure.because(broken),
+                }
             })
         }
     }

@@ -89,7 +89,7 @@ pub async fn open_route(route: &RouteBackend, carrier: Carrier<'_>) -> Result<Op
             }
             Err(failure) => {
                 in_flight.failed(host::now());
-                if backend.note(endpoint, Fault::Local) {
+                if failure.reason.is_upstream_fault() && backend.note(endpoint, Fault::Local) {
                     carrier.telemetry.ejection(EjectionEvent::Ejected);
                 }
                 last = Some(failure);

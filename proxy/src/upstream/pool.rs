@@ -46,6 +46,11 @@ impl IdleLimits {
         Self { http1: timeouts.pool_idle, http2: timeouts.mesh_idle }
     }
 
+    /// Nothing is kept that carries nothing.
+    pub const fn none() -> Self {
+        Self { http1: Duration::ZERO, http2: Duration::ZERO }
+    }
+
     /// What a policy says for all HTTP connections, where it says anything.
     #[must_use]
     pub fn or_policy(self, policy: Option<Duration>) -> Self {

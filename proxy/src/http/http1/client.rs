@@ -209,6 +209,7 @@ impl<S: Stream> State<S> {
                             chunk
                         }
                     },
+                    Some(Err(BodyError::TooSlow)) => return Poll::Ready(Err(Broken::BodyTooSlow)),
                     Some(Err(_)) => return Poll::Ready(Err(Broken::BodyBroke)),
                     None if left.is_some_and(|left| left > 0) => return Poll::Ready(Err(Broken::BodyBroke)),
                     None => {
@@ -308,7 +309,7 @@ impl<S: Stream + 'static> Future for Answering<S> {
             Ok(head) => head,
             Err(broken) => {
                 let untouched = state.wire.written == state.written_before;
-                let upload_failed = matches!(broken, Broken::BodyBroke);
+                let upload_failed = matches!(broken, Broken::BodyBroke | Broken::BodyTooSlow);
                 let (ended, written_before) = (state.ended, state.written_before);
                 state.give_up();
                 drop(state);

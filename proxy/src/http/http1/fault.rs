@@ -31,6 +31,8 @@ pub enum Fault {
     FieldValue,
     #[error("the head is too long")]
     HeadTooLong,
+    #[error("there is no memory for a head of this size now")]
+    NoRoom,
     #[error("there are too many fields")]
     TooManyFields,
     #[error("transfer-encoding is not exactly chunked")]
@@ -67,6 +69,7 @@ impl Fault {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -77,6 +80,7 @@ impl Fault {
             Self::TargetTooLong | Self::HeadTooLong | Self::TooManyFields | Self::TrailersTooLarge => {
                 Reason::HeadTooLarge
             }
+            Self::NoRoom => Reason::Overloaded,
             _ => Reason::BadRequest,
         }
     }
@@ -94,6 +98,9 @@ pub enum Broken {
     /// The far side ended in the middle of a message.
     #[error("the connection ended in the middle of a message")]
     Incomplete(#[source] io::Error),
+    /// We gave it up: the body that was being sent came too slowly.
+    #[error("the body of the message that was being sent came too slowly")]
+    BodyTooSlow,
     /// We gave it up: what was sent cannot be finished.
     #[error("the body of the message that was being sent broke off")]
     BodyBroke,

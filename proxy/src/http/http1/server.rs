@@ -22,13 +22,13 @@ use super::{
     framing::{self, Framing},
     head::{self, HeadLimits, RequestHead, Scan},
     incoming::{Content, Incoming, Source},
-    wire::{Parted, Wire},
+    wire::{FIRST_READ_BYTES, Parted, Wire},
     write::{self, Length, Persistence},
 };
 use crate::{
     drain::DrainWatch,
     failure::Failure,
-    host::{self, Stream},
+    host::{self, Instant, Stream},
     http::{
         Body, BodyError,
         interim::{Announce, Interim},
@@ -50,6 +50,8 @@ pub struct Rules {
     pub head_time: Duration,
     /// From a response to the next request.
     pub idle: Duration,
+    /// While a response waits to be written, from the last byte the client took; zero: no limit.
+    pub write_stall: Duration,
     /// Of the connection; a tenth more or less at random.
     pub age: Duration,
 }
@@ -61,6 +63,7 @@ struct State<S> {
     wire: Wire<S>,
     content: Content,
     limits: ChunkLimits,
+    write_stall: Duration,
     /// Counts requests; a body of an earlier one reads nothing any more.
     number: u64,
     /// The client waits to be asked for the content.
@@ -96,11 +99,11 @@ where
     H: Fn(Request<Body>) -> F,
     F: Future<Output = Response<Body>>,
 {
-    let link = Arc::new(Link::new(io, rules.chunks));
+    let link = Arc::new(Link::new(io, rules));
     let start = host::now();
     let oldest = start + rules.age.mul_f64(0.9 + host::random_unit() / 5.0);
     let most_requests = rules.requests.saturating_sub(host::random_below(rules.requests / 10 + 1)).max(1);
-    let drained_early = drain.clone();
+    let mut told = drain.clone();
     let mut drained = pin!(drain.fired());
     let mut timer_at = start + rules.first_byte;
     let mut timer = pin!(host::sleep(rules.first_byte));
@@ -112,18 +115,20 @@ where
         let mut skipped = false;
         let arrival = poll_fn(|cx| {
             let mut state = link.0.lock();
-            match state.poll_head(cx, &mut scan, &mut skipped, &rules.head) {
+            let relief = told.word().relief;
+            match state.poll_head(cx, &mut scan, &mut skipped, &rules.head, relief.small_heads) {
                 Poll::Ready(arrival) => return Poll::Ready(arrival),
                 Poll::Pending => {}
             }
             let nothing_yet = state.wire.received.is_empty();
             drop(state);
+            // Polled, this also wakes us when idle connections are asked to end.
             if nothing_yet && drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Arrival::Over));
             }
             let due = match (nothing_yet, served) {
                 (true, 0) => start + rules.first_byte,
-                (true, _) => (since + rules.idle).min(oldest),
+                (true, _) => (since + relief.idle.map_or(rules.idle, |idle| idle.min(rules.idle))).min(oldest),
                 (false, _) => *head_began.get_or_insert_with(host::now) + rules.head_time,
             };
             loop {
@@ -152,12 +157,12 @@ where
                 }
                 return link.close(false).await;
             }
-            Err(Broken::Fault(fault)) => return link.refuse(fault).await,
+            Err(Broken::Fault(fault)) => return link.refuse(fault, &mut told).await,
             Err(broken) => return Err(broken),
         };
         let head = match head::request(&head, &rules.head) {
             Ok(head) => head,
-            Err(fault) => return link.refuse(fault).await,
+            Err(fault) => return link.refuse(fault, &mut told).await,
         };
         served += 1;
         let asked = Asked::of(&head);
@@ -173,8 +178,8 @@ where
         .await;
         // Nobody waits for the response.
         let Some(response) = response else { return Err(Broken::incomplete()) };
-        let keep = asked.keep_alive && !last && !drained_early.is_fired();
-        match link.respond(response, &asked, keep).await? {
+        let keep = asked.keep_alive && !last && !told.word().stop;
+        match link.respond(response, &asked, keep, &mut told).await? {
             Next::Stay => {}
             Next::Close => return link.close(true).await,
             Next::Leave => {
@@ -227,6 +232,7 @@ impl<S: Stream + 'static> State<S> {
         scan: &mut Scan,
         skipped: &mut bool,
         limits: &HeadLimits,
+        small: bool,
     ) -> Poll<Result<Arrival, Broken>> {
         loop {
             // RFC 9112 §2.2: clients in use send an empty line behind a request.
@@ -240,10 +246,16 @@ impl<S: Stream + 'static> State<S> {
             {
                 return Poll::Ready(Ok(Arrival::Head(self.wire.received.split_to(end).freeze())));
             }
+            if small && self.wire.received.len() >= FIRST_READ_BYTES {
+                return Poll::Ready(Err(Fault::NoRoom.into()));
+            }
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) if self.wire.received.is_empty() => return Poll::Ready(Ok(Arrival::Over)),
                 Ok(0) => return Poll::Ready(Err(Broken::incomplete())),
                 Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
+                    return Poll::Ready(Err(Fault::NoRoom.into()));
+                }
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
@@ -284,11 +296,12 @@ impl<S: Stream + 'static> State<S> {
 }
 
 impl<S: Stream + 'static> Link<S> {
-    fn new(io: S, limits: ChunkLimits) -> Self {
+    fn new(io: S, rules: &Rules) -> Self {
         Self(Mutex::new(State {
             wire: Wire::new(io),
             content: Content::Over,
-            limits,
+            limits: rules.chunks,
+            write_stall: rules.write_stall,
             number: 0,
             continue_due: false,
             interim: false,
@@ -326,7 +339,13 @@ impl<S: Stream + 'static> Link<S> {
     }
 
     /// Writes a response to its end.
-    async fn respond(&self, response: Response<Body>, asked: &Asked, keep: bool) -> Result<Next, Broken> {
+    async fn respond(
+        &self,
+        response: Response<Body>,
+        asked: &Asked,
+        keep: bool,
+        told: &mut DrainWatch,
+    ) -> Result<Next, Broken> {
         let (parts, mut body) = response.into_parts();
         let leaves = parts.status == StatusCode::SWITCHING_PROTOCOLS
             || (asked.method == Method::CONNECT && parts.status.is_success());
@@ -368,6 +387,7 @@ impl<S: Stream + 'static> Link<S> {
             _ => None,
         };
         let mut over = bodiless;
+        let mut stall = Stall::new(self.0.lock().write_stall);
         poll_fn(|cx| {
             loop {
                 let mut starved = false;
@@ -414,7 +434,14 @@ impl<S: Stream + 'static> Link<S> {
                     }
                 }
                 let mut state = self.0.lock();
-                ready!(state.wire.poll_flush(cx))?;
+                match state.wire.poll_flush(cx) {
+                    Poll::Ready(flushed) => flushed?,
+                    Poll::Pending => {
+                        ready!(stall.poll(state.wire.written, told, cx));
+                        return Poll::Ready(Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
+                    }
+                }
+                stall.ended();
                 if over {
                     return Poll::Ready(Ok::<_, Broken>(()));
                 }
@@ -432,6 +459,49 @@ impl<S: Stream + 'static> Link<S> {
         })
     }
 }
+
+/// How long a client has taken nothing of what waits to be written.
+struct Stall {
+    limit: Duration,
+    /// What had been written when it last took something, and when that was; `None`: nothing waits.
+    last: Option<(u64, Instant)>,
+    timer: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Stall {
+    const fn new(limit: Duration) -> Self {
+        Self { limit, last: None, timer: None }
+    }
+
+    fn ended(&mut self) {
+        self.last = None;
+    }
+
+    /// Called while nothing can be written; ready when that has lasted too long.
+    fn poll(&mut self, written: u64, told: &mut DrainWatch, cx: &mut Context<'_>) -> Poll<()> {
+        if self.limit.is_zero() {
+            return Poll::Pending;
+        }
+        let since = match self.last {
+            Some((at, since)) if at == written => since,
+            _ => self.last.insert((written, host::now())).1,
+        };
+        loop {
+            // One timer for many stalls: where they stand is looked at when it fires, which is also when a shortage is noticed.
+            let timer = self.timer.get_or_insert_with(|| Box::pin(host::sleep(self.limit / HURRY)));
+            ready!(timer.as_mut().poll(cx));
+            let silent = host::now().saturating_duration_since(since);
+            let limit = if told.word().relief.idle.is_some() { self.limit / HURRY } else { self.limit };
+            if silent >= limit {
+                return Poll::Ready(());
+            }
+            self.timer = Some(Box::pin(host::sleep((limit - silent).min(self.limit / HURRY))));
+        }
+    }
+}
+
+/// So much less time has a client that does not read while others wait for its place.
+const HURRY: u32 = 10;
 
 fn has_no_content(status: StatusCode) -> bool {
     status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
@@ -485,10 +555,10 @@ impl<S: Stream + 'static> Link<S> {
     }
 
     /// Tells the client which rule it broke, and closes.
-    async fn refuse(&self, fault: Fault) -> Result<(), Broken> {
+    async fn refuse(&self, fault: Fault, told: &mut DrainWatch) -> Result<(), Broken> {
         let failure = Failure::new(fault.reason()).because(fault);
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false, trailers: false };
-        self.respond(reply::reply(&failure, false), &asked, false).await?;
+        self.respond(reply::reply(&failure, false), &asked, false, told).await?;
         self.close(true).await?;
         Err(fault.into())
     }

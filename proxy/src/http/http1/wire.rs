@@ -10,10 +10,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::write::CHUNK_END;
-use crate::{detect::Rewound, host::Stream};
+use crate::{detect::Rewound, host::Stream, resilience::growth::Grown};
 
 /// Heads are small, and a connection keeps this for as long as it lives.
-const FIRST_READ_BYTES: usize = 4096;
+pub(super) const FIRST_READ_BYTES: usize = 4096;
+/// So much a connection may hold without asking: it was counted when the connection was let in.
+const FREE_BYTES: usize = 2 * FIRST_READ_BYTES;
 /// Contents that fill every read are read in pieces that grow to this.
 const GREATEST_READ_BYTES: usize = 64 * 1024;
 /// Pieces up to this are copied behind what is there, so that they leave in one write, and over TLS in one record.
@@ -32,8 +34,12 @@ pub(super) struct Wire<S> {
     /// Read, not yet taken.
     pub received: BytesMut,
     next_read: usize,
+    /// What `received` has beyond [`FREE_BYTES`].
+    grown: Grown,
     /// Serialised, not yet written.
     pub outgoing: BytesMut,
+    /// What `outgoing` has beyond [`COPIED_BYTES`].
+    outgrown: Grown,
     /// Goes out behind `outgoing`, without being copied.
     piece: Bytes,
     /// Goes out behind `piece`.
@@ -49,7 +55,9 @@ impl<S: Stream> Wire<S> {
             io: Some(io),
             received: BytesMut::new(),
             next_read: FIRST_READ_BYTES,
+            grown: Grown::default(),
             outgoing: BytesMut::new(),
+            outgrown: Grown::default(),
             piece: Bytes::new(),
             piece_end: b"",
             written: 0,
@@ -66,9 +74,19 @@ impl<S: Stream> Wire<S> {
         self.io.as_ref()
     }
 
-    /// Reads once; 0: the far side has ended.
+    /// Reads once; 0: the far side has ended. What cannot be had in large pieces comes in small ones.
+    ///
+    /// # Errors
+    /// The stream's; `OutOfMemory` when what has been read and not taken cannot become more.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.received.reserve(self.next_read);
+        let mut size = self.next_read;
+        if !self.grown.grow_to((self.received.len() + size).saturating_sub(FREE_BYTES)) {
+            size = (FREE_BYTES + self.grown.bytes()).saturating_sub(self.received.len()).min(FIRST_READ_BYTES);
+            if size == 0 {
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+            }
+        }
+        self.received.reserve(size);
         let room = self.received.capacity() - self.received.len();
         let read = ready!(poll_read_buf(Pin::new(Self::io(&mut self.io)?), cx, &mut self.received))?;
         if read == room && self.next_read < GREATEST_READ_BYTES {
@@ -85,8 +103,14 @@ impl<S: Stream> Wire<S> {
                 self.received = BytesMut::new();
             }
         }
-        if self.outgoing.is_empty() && self.outgoing.capacity() > ENOUGH_BYTES {
-            self.outgoing = BytesMut::new();
+        if self.received.is_empty() {
+            self.grown.shrink();
+        }
+        if self.outgoing.is_empty() {
+            self.outgrown.shrink();
+            if self.outgoing.capacity() > COPIED_BYTES * 2 {
+                self.outgoing = BytesMut::new();
+            }
         }
     }
 
@@ -97,13 +121,15 @@ impl<S: Stream> Wire<S> {
     }
 
     /// Whether more may be taken in for writing.
-    pub fn has_room(&self) -> bool {
-        self.piece.is_empty() && self.piece_end.is_empty() && self.outgoing.len() < ENOUGH_BYTES
+    pub fn has_room(&mut self) -> bool {
+        let waiting = self.outgoing.len();
+        let more = waiting < COPIED_BYTES || waiting < ENOUGH_BYTES && self.outgrown.grow_to(ENOUGH_BYTES);
+        more && self.piece.is_empty() && self.piece_end.is_empty()
     }
 
     /// Whether something waits to be written.
     pub fn has_outgoing(&self) -> bool {
-        !self.flushed || !self.outgoing.is_empty() || !self.has_room()
+        !self.flushed || !self.outgoing.is_empty() || !self.piece.is_empty() || !self.piece_end.is_empty()
     }
 
     /// Takes a piece of content in; only when [`Wire::has_room`]. `chunk`: with the line end that a chunk has.

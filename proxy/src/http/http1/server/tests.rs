@@ -18,6 +18,7 @@ fn rules() -> Rules {
         first_byte: Duration::from_secs(10),
         head_time: Duration::from_secs(10),
         idle: Duration::from_secs(300),
+        write_stall: Duration::from_secs(30),
         age: Duration::from_secs(3600),
     }
 }
@@ -221,4 +222,134 @@ async fn interim_answers_go_ahead_of_the_final_one() {
     assert!(heard.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n"), "{heard}");
     let heard = conversation(hinting, b"GET / HTTP/1.0\r\n\r\n").await;
     assert!(heard.starts_with("HTTP/1.1 200 OK\r\n"), "{heard}");
+}
+
+/// As [`served`], with what makes room.
+fn relieved<H, F>(
+    handler: H,
+    pipe_bytes: usize,
+) -> (DuplexStream, crate::drain::DrainTrigger, JoinHandle<Result<(), Broken>>)
+where
+    H: Fn(Request<Body>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let (near, far) = duplex(pipe_bytes);
+    let (trigger, watch) = drain();
+    let task = tokio::spawn(async move { serve(far, &rules(), watch, handler).await });
+    (near, trigger, task)
+}
+
+/// Reads until all of it has come.
+async fn hear(io: &mut DuplexStream, end: &str) -> String {
+    let mut heard = Vec::new();
+    while !heard.ends_with(end.as_bytes()) {
+        assert!(io.read_buf(&mut heard).await.unwrap() > 0, "only {:?} came", String::from_utf8_lossy(&heard));
+    }
+    String::from_utf8(heard).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_reading_is_cut_and_a_slow_one_is_not() {
+    // A few clients that never read would hold their responses in memory for as long as they like.
+    let large = |_| async { Response::new(Body::full(vec![b'x'; 1 << 20])) };
+    let (mut io, _trigger, task) = relieved(large, 1024);
+    let start = host::now();
+    io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    for _ in 0..5 {
+        host::sleep(Duration::from_secs(29)).await;
+        io.read_exact(&mut [0; 1024]).await.unwrap();
+    }
+    let error = task.await.unwrap().unwrap_err();
+    assert!(matches!(&error, Broken::Io(error) if error.kind() == std::io::ErrorKind::TimedOut), "{error}");
+    assert_eq!((host::now() - start).as_secs(), 5 * 29 + 30, "no byte was taken for thirty seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_others_wait_a_client_that_does_not_read_has_less_time() {
+    // As many slow readers as there are places would keep everybody else out for as long as each of them may be slow.
+    use crate::drain::Relief;
+    let large = |_| async { Response::new(Body::full(vec![b'x'; 1 << 20])) };
+    let (mut io, trigger, task) = relieved(large, 1024);
+    io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    host::sleep(Duration::from_secs(10)).await;
+    assert!(!task.is_finished());
+    trigger.relieve(Relief { idle: Some(Duration::from_secs(1)), small_heads: false });
+    let start = host::now();
+    task.await.unwrap().unwrap_err();
+    assert!(host::now() - start <= Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_comes_slowly_is_not_the_clients_fault() {
+    // Long polling and events would end whenever the application is silent.
+    let (feed, body) = crate::http::body::tests::fed();
+    let body = Mutex::new(Some(body));
+    let handler = move |_| {
+        let body = body.lock().take().unwrap();
+        async { Response::new(body) }
+    };
+    let (mut io, _trigger, _task) = relieved(handler, 1024);
+    io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    for _ in 0..3 {
+        host::sleep(Duration::from_secs(200)).await;
+        feed.send(crate::http::body::tests::data("event")).await.unwrap();
+        hear(&mut io, "event\r\n").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_make_room_when_asked() {
+    // Ten thousand idle clients would keep new ones out for the five minutes that they may be idle.
+    use crate::drain::Relief;
+    let (mut old, trigger, old_task) = relieved(describe, 1024);
+    old.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    hear(&mut old, "[]").await;
+    host::sleep(Duration::from_secs(100)).await;
+    let watch = trigger.watch();
+    let (mut young, far) = duplex(1024);
+    let young_task = tokio::spawn(async move { serve(far, &rules(), watch, describe).await });
+    young.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    hear(&mut young, "[]").await;
+    host::sleep(Duration::from_secs(100)).await;
+    trigger.relieve(Relief { idle: Some(Duration::from_secs(150)), small_heads: false });
+    let mut rest = Vec::new();
+    old.read_to_end(&mut rest).await.unwrap();
+    old_task.await.unwrap().unwrap();
+    assert!(rest.is_empty() && !young_task.is_finished());
+    trigger.relieve(Relief::default());
+    host::sleep(Duration::from_secs(150)).await;
+    young.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    hear(&mut young, "[]").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_heads_are_refused_while_memory_is_short() {
+    // Every connection may hold a head of 64 KiB before anybody has seen a request: ten thousand are more than any sidecar has.
+    use crate::drain::Relief;
+    let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "x".repeat(5000));
+    let served = |relief: Relief| {
+        let (near, far) = duplex(64 * 1024);
+        let (trigger, watch) = drain();
+        trigger.relieve(relief);
+        let rules = Rules { head: HeadLimits { bytes: 64 * 1024, fields: 16, target_bytes: 1024 }, ..rules() };
+        let task = tokio::spawn(async move {
+            let _trigger = trigger;
+            serve(far, &rules, watch, describe).await
+        });
+        (near, task)
+    };
+    let (mut io, task) = served(Relief { idle: None, small_heads: true });
+    io.write_all(head.as_bytes()).await.unwrap();
+    let mut heard = String::new();
+    io.read_to_string(&mut heard).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 503") && heard.contains("x-outrigger-error: overloaded"), "{heard}");
+    assert!(heard.contains("connection: close"), "{heard}");
+    assert!(matches!(task.await.unwrap(), Err(Broken::Fault(Fault::NoRoom))));
+
+    let (mut io, _task) = served(Relief { idle: None, small_heads: true });
+    io.write_all(b"GET /small HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    hear(&mut io, "GET /small []").await;
+    let (mut io, _task) = served(Relief::default());
+    io.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    hear(&mut io, "GET / []").await;
 }
