@@ -98,6 +98,7 @@ fn command_line_page_is_its_help() {
         ("HOME", "the same without XDG_STATE_HOME (`~/.local/state/outrigger`)"),
         ("OUTRIGGER_TEST_LOGS", "tests only: folder that keeps the logs of processes in namespace tests"),
         ("OUTRIGGER_TEST_OUTAGE_SECONDS", "tests only: how long the control plane is away in the fault tests"),
+        ("OUTRIGGER_REQUIRE_CGROUP", "tests only: the test in a memory cgroup must run instead of skipping itself"),
         ("OUTRIGGER_REQUIRE_NETNS", "tests only: network-namespace tests must run instead of skipping themselves"),
         ("OUTRIGGER_REWRITE_CASES", "tests only: expected files of the compile cases are written anew"),
         ("OUTRIGGER_REWRITE_DOCS", "tests only: the generated pages of `docs` are written anew"),

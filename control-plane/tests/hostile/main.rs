@@ -11,7 +11,10 @@ mod frames;
 mod sidecar;
 mod wire;
 
+mod overload;
 mod policy;
+mod size;
+mod time;
 mod tls;
 mod topology;
 mod upstream_http1;

@@ -39,12 +39,20 @@ pub struct Stage {
     folder: Arc<tempfile::TempDir>,
     pub authority: Authority,
     documents: String,
+    /// What a shell does before it becomes the sidecar.
+    before: Option<String>,
 }
 
 impl Stage {
     pub fn new() -> Self {
         let documents = workload("client", "client") + &workload("server", "app");
-        Self { folder: Arc::new(tempfile::tempdir().unwrap()), authority: Authority::new(), documents }
+        Self { folder: Arc::new(tempfile::tempdir().unwrap()), authority: Authority::new(), documents, before: None }
+    }
+
+    /// Sidecars are started from a shell that has done this: a limit set, a cgroup entered.
+    pub fn before(&mut self, command: &str) -> &mut Self {
+        self.before = Some(command.to_owned());
+        self
     }
 
     /// Adds documents.
@@ -93,7 +101,15 @@ spec: {{selector: {{app: {name}}}, ports: [{{name: {port_name}, port: 80, target
         leaf.write(&certificates, roots);
         let admin = free();
         let log = File::create(folder.join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+        let program = env!("CARGO_BIN_EXE_outrigger");
+        let mut command = match &self.before {
+            None => Command::new(program),
+            Some(before) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\""), program]);
+                shell
+            }
+        };
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OUTRIGGER_")) {
             command.env_remove(name);
         }

@@ -83,7 +83,7 @@ pub fn idle_limit(longest: Duration, looks: u32) -> Duration {
 }
 
 /// Idle for less than this is in use.
-const YOUNGEST: Duration = Duration::from_millis(250);
+const YOUNGEST: Duration = Duration::from_secs(1);
 
 /// Downstream connections for which there are descriptors: each may need a second one, to its endpoint. `base`: open without any
 /// connection; `usable`: what may be opened.
