@@ -212,10 +212,9 @@ async fn serve(mut settings: Settings, source: Source, log: Option<LogControl>) 
         _ = interrupt.recv() => return Ok(()),
     }
     let limit = ConnectionLimit::new(settings.limits.connections);
-    // Looked at first before there are connections, and while they are accepted.
-    host::spawn(watch_overload::run(Arc::clone(&sidecar), Arc::clone(&limit)));
     let running = Workers::start(workers, settings.runtime, &residents, &openings, &limit, &sidecar.stops)
         .map_err(RunError::Workers)?;
+    host::spawn(watch_overload::run(Arc::clone(&sidecar), limit));
     sidecar.ready.store(true, Ordering::Release);
     // Only now: before it listens, nobody may be sent to it, however ready the application is.
     host::spawn(watch_application::run(Arc::clone(&sidecar)));

@@ -222,7 +222,7 @@ impl Post {
         loop {
             host::sleep(SWEEP).await;
             let now = host::now();
-            let idle = match residents.overload.ends_idle() {
+            let idle = match residents.overload.empties_pools() {
                 false => IdleLimits::new(&residents.settings.timeouts),
                 true => IdleLimits::none(),
             };

@@ -36,7 +36,7 @@ fn again(io: &mut TcpStream) -> Option<u16> {
 fn t07_idle_connections_make_room_oldest_first() {
     // Whoever opens connections and holds them would keep everybody else out.
     let (endpoint, _) = says("hello");
-    let (sidecar, inbound) = server(endpoint, &["limits.connections=20", "timeouts.idle=40s"]);
+    let (sidecar, inbound) = server(endpoint, &["limits.connections=20", "timeouts.idle=3600s"]);
     let open = || {
         let mut io = wire::connect(inbound);
         assert_eq!(again(&mut io), Some(200));

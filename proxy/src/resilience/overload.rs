@@ -8,6 +8,7 @@
 //! from shed_percent on
 //!   new requests get 503             yes          -             -
 //!   idle connections end             yes         yes           yes      oldest first
+//!   pools are emptied                yes         yes            -
 //! from stop_percent on
 //!   nothing is accepted              yes         yes            -       (at the limit: closed at once)
 //! ```
@@ -48,6 +49,8 @@ pub struct Measures {
     pub refuse_requests: bool,
     /// Connections that carry nothing end, those idle for longest first.
     pub end_idle: bool,
+    /// No connection to an endpoint is kept that carries nothing.
+    pub empty_pools: bool,
     /// New connections wait in the kernel's queue.
     pub stop_accepting: bool,
 }
@@ -71,6 +74,7 @@ pub fn decide(readings: &Readings, settings: &OverloadSettings) -> Measures {
     Measures {
         refuse_requests: memory.reaches(shed),
         end_idle: [memory, descriptors, connections].iter().any(|of| of.reaches(shed)),
+        empty_pools: memory.reaches(shed) || descriptors.reaches(shed),
         stop_accepting: memory.reaches(stop) || descriptors.reaches(stop),
     }
 }
@@ -120,12 +124,12 @@ pub fn usable(limit: u64, settings: &OverloadSettings) -> u64 {
 pub struct Overload(AtomicU8);
 
 const REFUSE: u8 = 1;
-const END_IDLE: u8 = 2;
+const EMPTY_POOLS: u8 = 2;
 
 impl Overload {
     /// Puts measures in force. Stopping to accept is told to `accept::ConnectionLimit`.
     pub fn set(&self, measures: Measures) {
-        let bits = u8::from(measures.refuse_requests) * REFUSE + u8::from(measures.end_idle) * END_IDLE;
+        let bits = u8::from(measures.refuse_requests) * REFUSE + u8::from(measures.empty_pools) * EMPTY_POOLS;
         self.0.store(bits, Ordering::Relaxed);
     }
 
@@ -137,9 +141,9 @@ impl Overload {
         if self.0.load(Ordering::Relaxed) & REFUSE == 0 { Ok(()) } else { Err(Reason::Overloaded) }
     }
 
-    /// Whether connections that carry nothing should end.
-    pub fn ends_idle(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & END_IDLE != 0
+    /// Whether connections to endpoints that carry nothing should end.
+    pub fn empties_pools(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & EMPTY_POOLS != 0
     }
 }
 
@@ -147,11 +151,13 @@ impl Overload {
 mod tests {
     use super::*;
 
-    const NONE: Measures = Measures { refuse_requests: false, end_idle: false, stop_accepting: false };
+    const NONE: Measures =
+        Measures { refuse_requests: false, end_idle: false, empty_pools: false, stop_accepting: false };
     const IDLE: Measures = Measures { end_idle: true, ..NONE };
-    const SHED: Measures = Measures { refuse_requests: true, end_idle: true, stop_accepting: false };
-    const STOP: Measures = Measures { refuse_requests: true, end_idle: true, stop_accepting: true };
-    const WAIT: Measures = Measures { refuse_requests: false, end_idle: true, stop_accepting: true };
+    const POOL: Measures = Measures { empty_pools: true, ..IDLE };
+    const SHED: Measures = Measures { refuse_requests: true, ..POOL };
+    const STOP: Measures = Measures { stop_accepting: true, ..SHED };
+    const WAIT: Measures = Measures { stop_accepting: true, ..POOL };
 
     fn of(used: u64) -> Use {
         Use { used, limit: 1000 }
@@ -168,7 +174,7 @@ mod tests {
             (949, 949, 0, SHED),
             (950, 0, 0, STOP),
             (5000, 0, 0, STOP),
-            (0, 850, 0, IDLE),
+            (0, 850, 0, POOL),
             (0, 950, 0, WAIT),
             (0, 0, 850, IDLE),
             (0, 0, 1000, IDLE),
@@ -240,12 +246,12 @@ mod tests {
     fn requests_learn_of_it_and_of_its_end() {
         // Shedding that does not end is an outage.
         let overload = Overload::default();
-        assert_eq!((overload.admit(), overload.ends_idle()), (Ok(()), false));
+        assert_eq!((overload.admit(), overload.empties_pools()), (Ok(()), false));
         overload.set(SHED);
-        assert_eq!((overload.admit(), overload.ends_idle()), (Err(Reason::Overloaded), true));
+        assert_eq!((overload.admit(), overload.empties_pools()), (Err(Reason::Overloaded), true));
         overload.set(WAIT);
-        assert_eq!((overload.admit(), overload.ends_idle()), (Ok(()), true));
+        assert_eq!((overload.admit(), overload.empties_pools()), (Ok(()), true));
         overload.set(NONE);
-        assert_eq!((overload.admit(), overload.ends_idle()), (Ok(()), false));
+        assert_eq!((overload.admit(), overload.empties_pools()), (Ok(()), false));
     }
 }

@@ -30,11 +30,12 @@ const LIMITS: Duration = Duration::from_secs(2);
 /// How often freed memory is given back while there is too little of it.
 const TRIM: Duration = Duration::from_secs(1);
 
-/// Keeps the measures true to what is left, until everything ends.
+/// Keeps the measures true to what is left, until everything ends. To be begun once the workers listen: what is open then, besides
+/// connections, always will be.
 pub(super) async fn run(sidecar: Arc<Sidecar>, connections: Arc<ConnectionLimit>) {
     let residents = &sidecar.residents;
     let settings = residents.settings.overload;
-    let mut machine = Machine::new(settings);
+    let mut machine = Machine::new(settings, &connections);
     let (mut before, mut looks, mut trimmed) = (Measures::default(), 0, None);
     loop {
         let (readings, room) = machine.read(&connections);
@@ -69,9 +70,12 @@ fn announce(readings: &Readings, before: Measures, now: Measures) {
     let percent = |of: Use| (of.ratio() * 100.0) as u64;
     let (memory, descriptors) = (percent(readings.memory), percent(readings.descriptors));
     let connections = percent(readings.connections);
-    let Measures { refuse_requests, end_idle, stop_accepting } = now;
+    let Measures { refuse_requests, end_idle, empty_pools, stop_accepting } = now;
     if end_idle || stop_accepting {
-        warn!(memory, descriptors, connections, refuse_requests, end_idle, stop_accepting, "overload (in percent)");
+        warn!(
+            memory,
+            descriptors, connections, refuse_requests, end_idle, empty_pools, stop_accepting, "overload (in percent)"
+        );
     } else if before != now {
         info!(memory, descriptors, connections, "overload is over");
     }
@@ -92,10 +96,10 @@ struct Machine {
 }
 
 impl Machine {
-    /// Before there are connections: what is open now is what will always be.
-    fn new(settings: OverloadSettings) -> Self {
+    fn new(settings: OverloadSettings, connections: &ConnectionLimit) -> Self {
         let account = MemoryAccount::find();
-        let base = usage::descriptors().unwrap_or(0);
+        // Some may have been accepted already, each with one to its endpoint.
+        let base = usage::descriptors().unwrap_or(0).saturating_sub(2 * connections.open() as u64);
         let memory_base = usage::anonymous_bytes().unwrap_or(0);
         Self { settings, account, memory_limit: 0, memory_base, descriptors: 0, base, limits_at: None }
     }
