@@ -33,6 +33,8 @@ impl Cgroup {
                 let folder = Path::new(root).join(&name);
                 fs::create_dir(&folder).ok()?;
                 let cgroup = Self(folder);
+                // Beside version 1 lies a folder that is none, where any file could be written.
+                cgroup.0.join(limit).exists().then_some(())?;
                 fs::write(cgroup.0.join(limit), bytes.to_string()).ok()?;
                 // Kept out of swap, where there is one: that would only be another way to have more.
                 let _ = fs::write(cgroup.0.join("memory.swap.max"), "0");
