@@ -2,7 +2,7 @@
 //! they should. Nothing here is judged by how fast it is: what grows out of proportion never ends, or multiplies.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -46,15 +46,19 @@ fn t07_idle_connections_make_room_oldest_first() {
     thread::sleep(Duration::from_secs(4));
     // 85 percent of the limit are 17 connections: the last one of these asks for room, and the oldest have been idle for four seconds.
     let mut young: Vec<TcpStream> = (0..9).map(|_| open()).collect();
+    sidecar.wait_metric("outrigger_overload_measures_begun_total", &["end_idle"], |begun| begun >= 1.0);
+    sidecar.wait_metric("outrigger_overload_measures", &["end_idle"], |active| active == 0.0);
+    // As many of them as it takes; the others may stay once there is room.
+    let mut ended = 0;
     for io in &mut old {
-        wire::read_to_end(io);
+        io.set_nonblocking(true).unwrap();
+        ended += usize::from(matches!(io.read(&mut [0]), Ok(0)));
     }
+    assert!(ended >= 1, "there is room although nobody left");
     for io in &mut young {
         assert_eq!(again(io), Some(200), "a connection in use was closed before those that were idle");
     }
-    assert!(sidecar.metric("outrigger_overload_measures_begun_total", &["end_idle"]) >= 1.0);
     assert_eq!(sidecar.metric("outrigger_overload_measures_begun_total", &["refuse_requests"]), 0.0);
-    sidecar.wait_metric("outrigger_overload_measures", &["end_idle"], |active| active == 0.0);
 
     // Three times as many as there are places, all held: each finds one.
     let began = Instant::now();
