@@ -15,6 +15,7 @@ mod overload;
 mod policy;
 mod size;
 mod time;
+mod time_http2;
 mod tls;
 mod topology;
 mod upstream_http1;
