@@ -192,16 +192,15 @@ fn settle_target(request: &mut Request<Body>) -> Result<(), Violation> {
         return Err(Violation::HostMismatch);
     }
     // RFC 9112 §3.2.2: the absolute form decides; here both say the same.
-    let text = uri.authority().map(Authority::as_str);
-    let field = match (text, &written) {
-        (Some(text), None) => Some(HeaderValue::from_str(text).map_err(|_| Violation::HostInvalid)?),
-        _ => None,
-    };
     let authority = match named.or(written) {
         Some(host) => Some(host.authority()?),
         None => None,
     };
-    if let Some(field) = field {
+    // Rules that look at Host see what routing sees: one spelling, and the port that the target named.
+    if let Some(authority) = &authority
+        && request.headers().get(header::HOST).is_none_or(|field| field.as_bytes() != authority.as_str().as_bytes())
+    {
+        let field = HeaderValue::from_str(authority.as_str()).map_err(|_| Violation::HostInvalid)?;
         request.headers_mut().insert(header::HOST, field);
     }
     if let Some(Some(origin)) = origin {
@@ -301,11 +300,21 @@ fn settle_path(request: &Request<Body>) -> Result<Option<Uri>, Violation> {
     if !path.starts_with('/') {
         return Err(Violation::TargetForm);
     }
+    // What reads as "/" may have been nothing, with a query behind. RFC 9113 §8.3.1: ":path" must start with a slash;
+    // RFC 9112 §3.2.1: in an absolute-form of HTTP/1 the missing slash is put in.
+    let slash_missing = !target.as_str().starts_with('/');
+    if slash_missing && (request.version() == Version::HTTP_2 || uri.authority().is_none()) {
+        return Err(Violation::TargetForm);
+    }
     let normal = normalize_path(path)?;
     if matches!(normal, Cow::Borrowed(_)) && uri.authority().is_none() && uri.scheme().is_none() {
         return Ok(None);
     }
     let target = match (normal, target.query()) {
+        (Cow::Borrowed(path), query) if slash_missing => {
+            let text = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+            PathAndQuery::try_from(text).map_err(|_| Violation::TargetForm)?
+        }
         (Cow::Borrowed(_), _) => target.clone(),
         (Cow::Owned(path), None) => PathAndQuery::try_from(path).map_err(|_| Violation::TargetForm)?,
         (Cow::Owned(path), Some(query)) => {
@@ -435,6 +444,7 @@ mod tests {
             (H1, "GET", "http://A.test:80/x", Some("a.test"), "/x", "a.test:80"),
             (H1, "GET", "https://a.test/x", Some("a.test:443"), "/x", "a.test"),
             (H1, "GET", "http://a.test", Some("a.test"), "/", "a.test"),
+            (H1, "GET", "http://a.test?x", Some("a.test"), "/?x", "a.test"),
             (H1, "OPTIONS", "*", Some("a.test"), "*", "a.test"),
             (H1, "CONNECT", "a.test:443", Some("a.test:443"), "a.test:443", "a.test:443"),
             (H1, "CONNECT", "a.test:443", Some("a.test"), "a.test:443", "a.test:443"),
@@ -450,9 +460,12 @@ mod tests {
                 request(version, method, target, &host.map(|host| ("host", host)).into_iter().collect::<Vec<_>>());
             normalize(&mut request, &Limits::default())
                 .unwrap_or_else(|failure| panic!("{target} {host:?}: {failure}"));
-            assert_eq!(request.uri(), uri, "{target}");
+            assert_eq!(request.uri().to_string(), uri, "{target}");
+            let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+            assert!(path.starts_with('/') || path == "*", "{target}: {path}");
             assert_eq!(super::authority(&request).unwrap(), authority, "{target}");
-            assert_eq!(request.headers().get_all("host").into_iter().count(), 1, "{target}");
+            let hosts: Vec<_> = request.headers().get_all("host").into_iter().collect();
+            assert_eq!(hosts, [authority], "{target}");
         }
         let mut old = request(Version::HTTP_10, "GET", "/", &[]);
         normalize(&mut old, &Limits::default()).unwrap();
@@ -469,6 +482,7 @@ mod tests {
             (H1, "GET", "/", vec![], V::HostMissing),
             (H1, "GET", "http://a.test/", vec![], V::HostMissing),
             (H2, "GET", "/", vec![], V::HostMissing),
+            (H2, "GET", "http://a.test?x", vec![], V::TargetForm),
             (H1, "GET", "/", vec![("host", "a"), ("host", "a")], V::HostRepeated),
             (H1, "GET", "/", vec![("host", "")], V::HostInvalid),
             (H1, "GET", "/", vec![("host", "a b")], V::HostInvalid),

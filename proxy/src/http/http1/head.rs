@@ -126,7 +126,11 @@ pub fn response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Result<Res
     if !well_formed {
         return Err(Fault::StatusLine);
     }
-    let status = StatusCode::from_bytes(status).map_err(|_| Fault::StatusLine)?;
+    // RFC 9110 §15: "Values outside the range 100..599 are invalid"; the next reader may take one for success.
+    let status = StatusCode::from_bytes(status)
+        .ok()
+        .filter(|status| (100..600).contains(&status.as_u16()))
+        .ok_or(Fault::StatusLine)?;
     let headers = self::fields(head, fields, limits)?;
     let framing = framing::of_response(asked, status, version, &headers)?;
     let keep_alive = keeps_alive(version, &headers);

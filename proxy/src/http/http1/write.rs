@@ -11,6 +11,8 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
+use crate::http::headers::may_trail;
+
 /// How the content of a message that leaves is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -138,7 +140,7 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 pub fn last_chunk(out: &mut BytesMut, trailers: Option<&HeaderMap>) {
     out.put_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        if !is_ours(name) && *name != header::HOST {
+        if may_trail(name) {
             field(out, name, value);
         }
     }
@@ -252,6 +254,25 @@ mod tests {
             "HTTP/1.1 404 Not Found\r\nhost: other\r\nx-own: client\r\nx-a: b\r\ndate: now\r\nconnection: close\r\n\
              transfer-encoding: chunked\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_the_message_before_them() {
+        // Servers that merge trailers into the head would see another host, length or caller than the mesh did.
+        let trailers = headers(&[
+            ("host", "b"),
+            ("content-length", "1"),
+            ("connection", "close"),
+            ("if-match", "a"),
+            ("x-forwarded-client-cert", "By=a"),
+            ("x-outrigger-peer", "a"),
+            ("authorization", "a"),
+            ("grpc-status", "0"),
+            ("x-checksum", "a"),
+        ]);
+        let mut out = BytesMut::new();
+        last_chunk(&mut out, Some(&trailers));
+        assert_eq!(std::str::from_utf8(&out).unwrap(), "0\r\ngrpc-status: 0\r\nx-checksum: a\r\n\r\n");
     }
 
     #[test]
