@@ -1,6 +1,7 @@
 //! The committed corpora of `proxy/fuzz`, replayed without libFuzzer, and the neighbourhood of each seed.
 
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "tests bring their own sockets and clocks")]
 
 mod boundaries;
 

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use super::lanes::{Lane, Mesh};
+use super::{
+    lanes::{Lane, Mesh},
+    origin::Heard,
+};
 use crate::strict;
 
 /// What must become of a case.
@@ -134,7 +137,7 @@ fn shown(bytes: &[u8]) -> String {
 }
 
 fn verdicts(mesh: &Mesh, held: &[Conversation<'_>]) -> Vec<String> {
-    let (requests, unsafes) = mesh.origin.take();
+    let Heard { requests, wrong: unsafes } = mesh.origin.take();
     let mut wrong: Vec<String> =
         unsafes.iter().map(|(why, bytes)| format!("UNSAFE at the origin, {why}: {}", shown(bytes))).collect();
     // Which request at the origin belongs to which conversation stands in its target.

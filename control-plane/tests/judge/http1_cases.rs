@@ -160,6 +160,7 @@ const REQUEST_LINES: &[Row] = &[
     ("CONNECT with a path", Refuse, b"CONNECT /<N> HTTP/1.1\r\n<H>\r\n"),
     ("CONNECT without a port", Refuse, b"CONNECT <A> HTTP/1.1\r\n<H>X-Case: <N>\r\n\r\n"),
     ("CONNECT in absolute form", Refuse, b"CONNECT http://<A>:80/<N> HTTP/1.1\r\n<H>\r\n"),
+    ("CONNECT with userinfo", Refuse, b"CONNECT u@<A>:80 HTTP/1.1\r\n<H>X-Case: <N>\r\n\r\n"),
     ("CONNECT with content", Refuse, b"CONNECT <A>:80 HTTP/1.1\r\n<H>X-Case: <N>\r\nContent-Length: 3\r\n\r\nabc"),
     ("TRACE with content", Refuse, b"TRACE /<N> HTTP/1.1\r\n<H>Content-Length: 3\r\n\r\nabc"),
     ("TRACE", Either, b"TRACE /<N> HTTP/1.1\r\n<H>\r\n"),

@@ -19,10 +19,11 @@ pub struct Origin {
 }
 
 #[derive(Default)]
-struct Heard {
-    requests: Vec<(usize, strict::Request)>,
+pub struct Heard {
+    /// With their numbers.
+    pub requests: Vec<(usize, strict::Request)>,
     /// Bytes that are not safe, with the reason.
-    wrong: Vec<(String, Vec<u8>)>,
+    pub wrong: Vec<(String, Vec<u8>)>,
 }
 
 impl Origin {
@@ -68,10 +69,9 @@ impl Origin {
         }
     }
 
-    /// Takes what was heard: requests with their numbers, and what was unsafe.
-    pub fn take(&self) -> (Vec<(usize, strict::Request)>, Vec<(String, Vec<u8>)>) {
-        let heard = std::mem::take(&mut *self.state.lock().unwrap());
-        (heard.requests, heard.wrong)
+    /// Takes what was heard.
+    pub fn take(&self) -> Heard {
+        std::mem::take(&mut *self.state.lock().unwrap())
     }
 }
 

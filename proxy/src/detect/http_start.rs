@@ -53,7 +53,7 @@ pub fn parse(bytes: &[u8]) -> Start {
         [b' ', target @ ..] if method => absolute_form(target),
         [next, ..] if method && known && !matches!(next, b'\r' | b'\n') => Start::Http1,
         [_, ..] if known => first_line(rest),
-        [b'\t' | 0x0b | 0x0c | 0x80.., ..] if method => first_line(rest),
+        [b'\t' | 0x0b | 0x0c | b'!'..=b'~' | 0x80.., ..] if method => first_line(rest),
         [b'/', ..] if word.is_empty() && !quoted => first_line(rest),
         _ => Start::Neither,
     }
@@ -163,6 +163,8 @@ mod tests {
         (b"(GET) / HTTP/1.1\r\n", Start::Http1),
         (b"G\xc3\x89T / HTTP/1.0\n", Start::Http1),
         (b"/ HTTP/1.1\r\n", Start::Http1),
+        (b"G(T / HTTP/1.1\r\n", Start::Http1),
+        (b"AB/d=\r\n", Start::Neither),
         (b"GET:\x0bHTTP/9", Start::Http1),
         (b"/xHTTP/1.1\r\n", Start::Neither),
         (b"a\0 HTTP/1.1\r\n", Start::Neither),

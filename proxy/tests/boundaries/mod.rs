@@ -19,8 +19,10 @@ mod second_sidecar;
 #[path = "../strict/mod.rs"]
 mod strict;
 
-/// Name of the fuzz target and of its corpus, and what it does.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// Name of a fuzz target and of its corpus, and what it does.
+pub type Target = (&'static str, fn(&[u8]));
+
+pub const TARGETS: &[Target] = &[
     ("h1_request_head", codec::h1_request_head),
     ("h1_response_head", codec::h1_response_head),
     ("h1_chunked_body", codec::h1_chunked_body),

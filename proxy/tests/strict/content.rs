@@ -23,9 +23,11 @@ pub(super) fn declared(fields: &[Field]) -> Result<Length, Unsafe> {
     }
 }
 
-/// Content, trailers and where they end; `None`: they have not all come.
-#[allow(clippy::type_complexity, reason = "three answers to one question, used in two places")]
-pub(super) fn read(bytes: &[u8], from: usize, length: Length) -> Result<Option<(Vec<u8>, Vec<Field>, usize)>, Unsafe> {
+/// Content, trailers and where they end.
+type Found = (Vec<u8>, Vec<Field>, usize);
+
+/// `None`: not all has come.
+pub(super) fn read(bytes: &[u8], from: usize, length: Length) -> Result<Option<Found>, Unsafe> {
     match length {
         Length::None => Ok(Some((Vec::new(), Vec::new(), from))),
         Length::Known(length) => {
@@ -36,7 +38,7 @@ pub(super) fn read(bytes: &[u8], from: usize, length: Length) -> Result<Option<(
     }
 }
 
-fn chunked(bytes: &[u8], from: usize) -> Result<Option<(Vec<u8>, Vec<Field>, usize)>, Unsafe> {
+fn chunked(bytes: &[u8], from: usize) -> Result<Option<Found>, Unsafe> {
     let mut content = Vec::new();
     let mut lines = Lines { bytes, at: from };
     loop {

@@ -216,6 +216,10 @@ fn target(method: &Method, target: Bytes) -> Result<Uri, Fault> {
         return Err(Fault::Target);
     }
     let uri = Uri::from_maybe_shared(target).map_err(|_| Fault::Target)?;
+    // RFC 9110 §4.2.4: userinfo is an error; whoever takes it for the host goes elsewhere.
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(Fault::Target);
+    }
     // RFC 9112 §3.2.3: authority-form is for CONNECT, and CONNECT has no other.
     let authority_form = uri.authority().is_some() && uri.scheme().is_none();
     if authority_form != (method == Method::CONNECT) {
@@ -301,6 +305,8 @@ mod tests {
             (b"GET * HTTP/1.1\r\n\r\n", Fault::Target),
             (b"GET a.test HTTP/1.1\r\n\r\n", Fault::Target),
             (b"CONNECT /a HTTP/1.1\r\n\r\n", Fault::Target),
+            (b"CONNECT u@a:1 HTTP/1.1\r\n\r\n", Fault::Target),
+            (b"GET http://u:p@a/ HTTP/1.1\r\n\r\n", Fault::Target),
             (b"CONNECT http://a/ HTTP/1.1\r\n\r\n", Fault::Target),
             (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", Fault::FieldName),
             (b"GET / HTTP/1.1\r\nHost\r\n\r\n", Fault::FieldName),
