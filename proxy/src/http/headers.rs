@@ -97,6 +97,11 @@ fn is_kept(name: &HeaderName) -> bool {
     KEPT.contains(name) || KEPT_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
 }
 
+/// Whether a name from HTTP/2 can stand in HTTP/1: `HeaderName::from_lowercase` takes a quotation mark for a token character.
+pub fn is_token(name: &str) -> bool {
+    memchr::memchr(b'"', name.as_bytes()).is_none()
+}
+
 /// Whether a field may come as a trailer.
 ///
 /// RFC 9110 §6.5.1: not when it frames, routes, modifies, authenticates or describes a message. Receivers are allowed to merge
@@ -104,7 +109,8 @@ fn is_kept(name: &HeaderName) -> bool {
 pub fn may_trail(name: &HeaderName) -> bool {
     const KEPT_BACK_PREFIXES: [&str; 4] = ["x-outrigger-", "x-forwarded-", "x-envoy-", "if-"];
     let name = name.as_str();
-    !KEPT_BACK_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    is_token(name)
+        && !KEPT_BACK_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         && !matches!(
             name,
             "age"

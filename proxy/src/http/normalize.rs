@@ -69,6 +69,8 @@ pub enum Violation {
     UnexpectedContent,
     #[error("only the expectation 100-continue is supported")]
     Expectation,
+    #[error("a field name is not a token")]
+    FieldName,
 }
 
 impl Violation {
@@ -113,6 +115,11 @@ fn check_size(request: &Request<Body>, limits: &Limits) -> Result<(), Violation>
     }
     if request.headers().len() > limits.header_fields {
         return Err(Violation::TooManyFields);
+    }
+    // What HTTP/2 brings has passed `HeaderName::from_lowercase`, which takes a quotation mark for a token character
+    // (RFC 9110 §5.6.2: it is none).
+    if request.version() == Version::HTTP_2 && request.headers().keys().any(|name| name.as_str().contains('"')) {
+        return Err(Violation::FieldName);
     }
     Ok(())
 }
@@ -470,6 +477,14 @@ mod tests {
         let mut old = request(Version::HTTP_10, "GET", "/", &[]);
         normalize(&mut old, &Limits::default()).unwrap();
         assert_eq!(authority(&old), None);
+    }
+
+    #[test]
+    fn names_that_are_no_tokens_do_not_pass_from_http2() {
+        // Over HTTP/1 the next reader would find a broken line.
+        let mut quoted = request(H2, "GET", "http://a.test/", &[]);
+        quoted.headers_mut().insert(http::HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("c"));
+        assert_eq!(violation(quoted), Some(Violation::FieldName));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
-use crate::http::headers::may_trail;
+use crate::http::headers::{is_token, may_trail};
 
 /// How the content of a message that leaves is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,8 @@ pub fn response(
     out.reserve(128 + 48 * headers.len());
     status_line(out, status);
     for (name, value) in headers {
-        if !is_ours(name) || (persistence == Persistence::Upgrade && *name == header::UPGRADE) {
+        let ours = is_ours(name) && (persistence != Persistence::Upgrade || *name != header::UPGRADE);
+        if !ours && is_token(name.as_str()) {
             field(out, name, value);
         }
     }
@@ -121,7 +122,7 @@ pub fn response(
 pub fn interim(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
     status_line(out, status);
     for (name, value) in headers {
-        if !is_ours(name) {
+        if !is_ours(name) && is_token(name.as_str()) {
             field(out, name, value);
         }
     }
@@ -270,9 +271,17 @@ mod tests {
             ("grpc-status", "0"),
             ("x-checksum", "a"),
         ]);
+        let mut trailers = trailers;
+        let quoted = HeaderName::from_lowercase(b"a\"b").unwrap();
+        trailers.insert(quoted.clone(), HeaderValue::from_static("a"));
         let mut out = BytesMut::new();
         last_chunk(&mut out, Some(&trailers));
         assert_eq!(std::str::from_utf8(&out).unwrap(), "0\r\ngrpc-status: 0\r\nx-checksum: a\r\n\r\n");
+        // A name that HTTP/2 lets through and HTTP/1 has no place for.
+        let answer = HeaderMap::from_iter([(quoted, HeaderValue::from_static("a"))]);
+        let mut out = BytesMut::new();
+        response(&mut out, StatusCode::OK, &answer, Length::None, Persistence::Implied, None);
+        assert_eq!(std::str::from_utf8(&out).unwrap(), "HTTP/1.1 200 OK\r\n\r\n");
     }
 
     #[test]
