@@ -7,6 +7,7 @@
 mod strict;
 
 mod judge {
+    pub mod case;
     pub mod generated;
     pub mod http1;
     pub mod http1_cases;

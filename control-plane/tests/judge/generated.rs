@@ -1,6 +1,6 @@
 //! Every byte that must not stand somewhere, there.
 
-use super::http1::{Case, Must};
+use super::case::{Case, Must};
 
 fn around(before: &[u8], byte: u8, after: &[u8]) -> Vec<u8> {
     [before, &[byte], after].concat()

@@ -1,7 +1,7 @@
 //! HTTP/1 as attackers, old clients and honest ones write it. `<H>` is a Host field, `<A>` its value, `<N>` the mark of the conversation.
 //! `smug` in a target: a request that only a wrong reader finds.
 
-use super::http1::{
+use super::case::{
     Case,
     Must::{self, Either, Forward, Refuse, Until},
 };

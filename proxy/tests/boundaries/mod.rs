@@ -12,12 +12,12 @@ mod detect;
 mod http2;
 mod http2_frames;
 mod identity;
-mod pipeline;
+pub mod pipeline;
 mod requests;
 mod second_sidecar;
 
 #[path = "../strict/mod.rs"]
-mod strict;
+pub mod strict;
 
 /// Name of a fuzz target and of its corpus, and what it does.
 pub type Target = (&'static str, fn(&[u8]));

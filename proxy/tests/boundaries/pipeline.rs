@@ -28,11 +28,16 @@ fn answers(mut heard: &[u8], asked: &[String]) -> Vec<strict::Response> {
 }
 
 fn converse(said: &[u8], piece: usize) -> (Vec<strict::Request>, Vec<strict::Response>) {
+    converse_in(said.chunks(piece.max(1)))
+}
+
+/// What stood at the origin, and what the client heard, when it said these pieces one after the other.
+pub fn converse_in<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<strict::Request>, Vec<strict::Response>) {
     let origin = Origin::default();
     let heard = in_virtual_time(async {
         let toward = origin.clone();
         let io = served(Version::Http1, move |request| forward(request, toward.clone()));
-        speak(io, said.chunks(piece.max(1))).await
+        speak(io, pieces).await
     });
     let requests = origin.requests();
     let asked: Vec<String> = requests.iter().map(|request| request.method.clone()).collect();
