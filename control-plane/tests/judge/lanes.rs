@@ -129,7 +129,9 @@ fn start(folder: &Path, account: &str, arguments: &[&str]) -> Sidecar {
             "1",
         ])
         .args(arguments)
-        .args(["first_byte", "head", "idle", "body_grace", "detect"].map(|time| format!("--set=timeouts.{time}=400ms")))
+        .arg("--set=timeouts.idle=400ms")
+        // Longer: a busy machine takes its time for the second half of a message.
+        .args(["first_byte", "head", "body_grace", "detect"].map(|time| format!("--set=timeouts.{time}=1500ms")))
         .current_dir(folder)
         .stdout(Stdio::null())
         .stderr(log);
