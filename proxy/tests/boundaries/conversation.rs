@@ -17,7 +17,6 @@ use outrigger_proxy::{
         Body, headers,
         http1::{
             client::{Connection, Rules},
-            server::Interim,
             write::{Outgoing, Target},
         },
         normalize::{self, normalize},
@@ -138,7 +137,7 @@ pub async fn forward(mut request: Request<Body>, origin: Origin) -> Response<Bod
         Some(upgrade::Upgrade::ExtendedConnect { .. }) => return status(StatusCode::NOT_IMPLEMENTED),
         None => {}
     }
-    let interim: Option<Interim> = parts.extensions.remove();
+    let interim = parts.extensions.remove();
     let outgoing = Outgoing {
         method: &parts.method,
         target,

@@ -51,7 +51,7 @@ async fn carry(mut request: Request<Body>, origin: Origin) -> Response<Body> {
     uri.authority = Some(authority);
     uri.path_and_query = parts.uri.path_and_query().cloned();
     let Ok(uri) = Uri::from_parts(uri) else { return failed(StatusCode::BAD_REQUEST) };
-    headers::set_orig_proto(&mut parts.headers, HttpVersion::HTTP_11);
+    parts.headers.insert(headers::ORIG_PROTO, http::HeaderValue::from_static("HTTP/1.1"));
     parts.uri = uri;
     parts.version = HttpVersion::HTTP_2;
     parts.extensions.clear();
