@@ -299,16 +299,16 @@ async fn serve_http<S: Stream + 'static>(
     let entry = Arc::new(entry);
     let (telemetry, connection) = (Arc::clone(&worker.telemetry), Arc::clone(&entry));
     let handler = move |request| serve_request(request, Arc::clone(&entry), worker.clone());
-    serve::serve(io, version, settings, residents.inbound_drain.clone(), handler).await.map_err(|error| {
-        if let Some(fault) = error.refused() {
-            let mut record = RequestRecord::open(&telemetry, Direction::Inbound, host::now());
-            record.describe(|log| log.connection.downstream_remote = Some(connection.remote));
-            record.source(connection.source);
-            record.security(connection.security());
-            settle::refused(fault, record);
-        }
-        Failure::new(Reason::DownstreamClosed).because(error)
-    })
+    let refused = move |fault| {
+        let mut record = RequestRecord::open(&telemetry, Direction::Inbound, host::now());
+        record.describe(|log| log.connection.downstream_remote = Some(connection.remote));
+        record.source(connection.source);
+        record.security(connection.security());
+        settle::refused(fault, record);
+    };
+    serve::serve(io, version, settings, residents.inbound_drain.clone(), handler, refused)
+        .await
+        .map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
 }
 
 /// Carries one request to the application and its response back.

@@ -226,14 +226,14 @@ async fn serve_http<S: Stream + 'static>(
     let scope = Arc::new(scope);
     let telemetry = Arc::clone(&worker.telemetry);
     let handler = move |request| serve_request(request, Arc::clone(&scope), peer, worker.clone());
-    serve::serve(io, version, &residents.serve, residents.outbound_drain.clone(), handler).await.map_err(|error| {
-        if let Some(fault) = error.refused() {
-            let mut record = RequestRecord::open(&telemetry, Direction::Outbound, host::now());
-            record.describe(|log| log.connection.downstream_remote = Some(peer));
-            settle::refused(fault, record);
-        }
-        Failure::new(Reason::DownstreamClosed).because(error)
-    })
+    let refused = move |fault| {
+        let mut record = RequestRecord::open(&telemetry, Direction::Outbound, host::now());
+        record.describe(|log| log.connection.downstream_remote = Some(peer));
+        settle::refused(fault, record);
+    };
+    serve::serve(io, version, &residents.serve, residents.outbound_drain.clone(), handler, refused)
+        .await
+        .map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
 }
 
 /// Carries one request to an endpoint and its response back, with the newest picture of the mesh.

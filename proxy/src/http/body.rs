@@ -15,9 +15,9 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 
+use super::http2;
 use crate::{
     host::{self, Instant},
     settings::{Limits, Timeouts},
@@ -38,7 +38,7 @@ pub struct Body {
 enum Content {
     Empty,
     Full(Bytes),
-    Incoming(Incoming),
+    Http2(http2::Incoming),
     Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError> + Send>>),
 }
 
@@ -99,9 +99,9 @@ impl TrailerLimit {
 pub enum BodyError {
     #[error("body was given up before its end")]
     Cancelled,
-    /// The connection broke, or the sender broke HTTP.
+    /// A stream of HTTP/2 ended before its end.
     #[error(transparent)]
-    Hyper(#[from] hyper::Error),
+    Http2(http2::Lost),
     #[error("body came too slowly")]
     TooSlow,
     #[error("time for the request was over before its body")]
@@ -116,7 +116,7 @@ impl BodyError {
     /// Whether the sender went away (reset, abort, end in the middle) rather than break a rule.
     pub fn is_peer_gone(&self) -> bool {
         match self {
-            Self::Hyper(error) => error.is_incomplete_message() || error.is_closed() || is_gone(error.source()),
+            Self::Http2(lost) => lost.is_peer_gone(),
             Self::Other(error) => is_gone(Some(&**error)),
             Self::Cancelled | Self::TooSlow | Self::TooLate | Self::TrailersTooLarge => false,
         }
@@ -152,9 +152,9 @@ impl Body {
         if bytes.is_empty() { Self::empty() } else { Content::Full(bytes).into() }
     }
 
-    /// What comes over a connection.
-    pub fn incoming(body: Incoming) -> Self {
-        Content::Incoming(body).into()
+    /// What comes on a stream of HTTP/2.
+    pub fn http2(body: http2::Incoming) -> Self {
+        Content::Http2(body).into()
     }
 
     /// Any other body.
@@ -202,7 +202,7 @@ impl Body {
                 self.content = Content::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Content::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Hyper),
+            Content::Http2(body) => body.poll_frame(cx),
             Content::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -339,7 +339,7 @@ impl http_body::Body for Body {
         match &self.content {
             Content::Empty => true,
             Content::Full(_) => false,
-            Content::Incoming(body) => body.is_end_stream(),
+            Content::Http2(body) => body.is_over(),
             Content::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -348,7 +348,7 @@ impl http_body::Body for Body {
         match &self.content {
             Content::Empty => SizeHint::with_exact(0),
             Content::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Incoming(body) => body.size_hint(),
+            Content::Http2(body) => body.size_hint(),
             Content::Boxed(body) => body.size_hint(),
         }
     }

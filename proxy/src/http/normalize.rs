@@ -3,9 +3,8 @@
 //! Called by the journeys first of all. Afterwards the path is origin-form and normalised, the authority stands in an
 //! extension ([`Target`]) and in exactly one Host field, and framing fields are unambiguous. Everything that two
 //! readers could understand differently is refused with 400 instead of repaired.
-//! The bytes of HTTP/1 have passed `http1/head.rs`, which lets nothing through that reads in two ways; those of HTTP/2 hyper. TRACE passes,
-//! without content: whether an application
-//! answers it is its own decision.
+//! The bytes have passed `http1/head.rs` or `http2/head.rs`, which let nothing through that reads in two ways. TRACE passes, without
+//! content: whether an application answers it is its own decision.
 
 use std::borrow::Cow;
 
@@ -14,9 +13,8 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
-use hyper::ext::Protocol;
 
-use super::Body;
+use super::{Body, upgrade::Protocol};
 use crate::{
     failure::{Failure, Reason},
     settings::Limits,
@@ -623,7 +621,7 @@ mod tests {
     fn extended_connect_has_a_path_like_any_request() {
         // WebSockets over HTTP/2 would miss every route.
         let mut given = request(H2, "CONNECT", "https://A.test/x/../chat?y", &[]);
-        given.extensions_mut().insert(Protocol::from_static("websocket"));
+        given.extensions_mut().insert(Protocol("websocket".into()));
         normalize(&mut given, &Limits::default()).unwrap();
         assert_eq!(given.uri(), "/chat?y");
         let target = given.extensions().get::<Target>().unwrap();

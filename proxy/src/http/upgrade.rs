@@ -4,15 +4,13 @@
 //! request, and call [`join`] in an own task once the endpoint has agreed (101, or 2xx to CONNECT). Until then no byte of the new
 //! protocol is read.
 
+use std::sync::Arc;
+
 use http::{Method, Request, Version, header};
-use hyper::{ext::Protocol, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{
-    Body,
-    http1::{Parted, server::Departure},
-};
+use super::{Body, http1::Parted};
 use crate::{
     host::Stream,
     relay::{Counts, RelayError, RelayLimits, relay},
@@ -29,13 +27,38 @@ pub enum Upgrade {
     ExtendedConnect { protocol: Box<str> },
 }
 
+/// `:protocol` of an extended CONNECT (RFC 8441 §4); in the extensions of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protocol(pub Box<str>);
+
+/// Where a handler can take the stream once both sides have agreed to leave HTTP; in the extensions of a request that asks for it.
+#[derive(Clone)]
+pub struct Departure(Arc<Mutex<Option<oneshot::Receiver<Parted>>>>);
+
+/// The other end of a [`Departure`], held by whoever writes the response.
+pub struct Agreement(oneshot::Sender<Parted>);
+
+impl Departure {
+    pub fn new() -> (Self, Agreement) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(Arc::new(Mutex::new(Some(receiver)))), Agreement(sender))
+    }
+}
+
+impl Agreement {
+    /// The agreeing response was written. Whoever wanted the stream may be gone; then it is closed.
+    pub fn part(self, stream: Parted) {
+        let _ = self.0.send(stream);
+    }
+}
+
 /// Whether and how the request wants to leave HTTP.
 ///
 /// An `Upgrade` without `Connection: upgrade` is none (RFC 9110 §7.8), nor is one to `h2c`: that would carry
 /// requests past us (RFC 9113 §3.1 retired it). Both are then removed with the other hop-by-hop fields.
 pub fn wants_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
     if let Some(protocol) = request.extensions().get::<Protocol>() {
-        return Some(Upgrade::ExtendedConnect { protocol: protocol.as_str().into() });
+        return Some(Upgrade::ExtendedConnect { protocol: protocol.0.clone() });
     }
     if request.method() == Method::CONNECT {
         return Some(Upgrade::Connect);
@@ -66,11 +89,8 @@ pub(super) fn has_token(headers: &http::HeaderMap, name: &header::HeaderName, to
     tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
 }
 
-/// A stream that will leave HTTP when the response that agrees has been written.
-pub enum Leaving {
-    Http1(oneshot::Receiver<Parted>),
-    Http2(OnUpgrade),
-}
+/// A stream that will leave HTTP when the response that agrees has been written; `None`: it cannot.
+pub struct Leaving(Option<oneshot::Receiver<Parted>>);
 
 impl Leaving {
     /// Waits until it has left.
@@ -78,28 +98,21 @@ impl Leaving {
     /// # Errors
     /// When it was not agreed after all, or the connection broke.
     pub async fn stream(self) -> Result<Box<dyn Stream>, JoinError> {
-        match self {
-            Self::Http1(parted) => parted.await.map(|io| Box::new(io) as Box<dyn Stream>).map_err(|_| JoinError::Http1),
-            Self::Http2(upgrade) => Ok(Box::new(TokioIo::new(upgrade.await.map_err(JoinError::Http2)?))),
-        }
+        let parted = self.0.ok_or(JoinError::Stayed)?.await.map_err(|_| JoinError::Stayed)?;
+        Ok(Box::new(parted))
     }
 }
 
 /// Takes what will become the downstream stream.
 pub fn take(request: &mut Request<Body>) -> Leaving {
-    match request.extensions_mut().remove::<Departure>().and_then(|departure| departure.take()) {
-        Some(parted) => Leaving::Http1(parted),
-        None => Leaving::Http2(hyper::upgrade::on(request)),
-    }
+    Leaving(request.extensions_mut().remove::<Departure>().and_then(|departure| departure.0.lock().take()))
 }
 
 /// Why two sides could not be joined, or parted early.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     #[error("downstream did not leave HTTP: the connection ended")]
-    Http1,
-    #[error("downstream did not leave HTTP: {0}")]
-    Http2(#[source] hyper::Error),
+    Stayed,
     #[error(transparent)]
     Relay(#[from] RelayError),
 }
@@ -156,7 +169,7 @@ mod tests {
             assert_eq!(wants_upgrade(&request), expected, "{method} {version:?} {fields:?}");
         }
         let mut request = Request::builder().method("CONNECT").version(Version::HTTP_2).body(()).unwrap();
-        request.extensions_mut().insert(Protocol::from_static("websocket"));
+        request.extensions_mut().insert(Protocol("websocket".into()));
         assert_eq!(wants_upgrade(&request), Some(Upgrade::ExtendedConnect { protocol: "websocket".into() }));
     }
 }

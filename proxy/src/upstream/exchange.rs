@@ -14,9 +14,9 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::SEC_WEBSOCKET_KEY,
-    uri::{Authority, PathAndQuery, Scheme},
+    uri::{Authority, PathAndQuery},
 };
 use smallvec::SmallVec;
 
@@ -37,9 +37,10 @@ use crate::{
         Body, grpc, headers,
         http1::{
             Parted,
-            server::Interim,
             write::{Outgoing, Target},
         },
+        http2::{RequestLine, client},
+        interim::Interim,
         replay::Replay,
         reply,
         upgrade::Upgrade,
@@ -148,8 +149,7 @@ impl<'a> Exchange<'a> {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
                 let mut renewed = 0;
                 loop {
-                    let request = self.http2_request(multiplexed)?;
-                    let failure = match stream.send(request).await {
+                    let failure = match self.http2_send(&stream, multiplexed)?.await {
                         Ok(response) => return Ok((response, Connection::Http2(stream))),
                         Err(failure) => failure,
                     };
@@ -233,31 +233,25 @@ impl<'a> Exchange<'a> {
         Ok(connection.send(&outgoing, body, head.interim.clone()))
     }
 
-    fn http2_request(&mut self, multiplexed: bool) -> Result<Request<Body>, Failure> {
-        let mut request = Request::new(self.body()?);
+    fn http2_send(
+        &mut self,
+        stream: &Stream,
+        multiplexed: bool,
+    ) -> Result<impl Future<Output = Result<Response<Body>, Failure>> + Send + use<>, Failure> {
+        let body = self.body()?;
         let head = &self.head;
-        *request.method_mut() = head.method.clone();
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(head.authority.clone());
-        uri.path_and_query = Some(head.path.clone());
-        *request.uri_mut() = Uri::from_parts(uri).map_err(|error| Failure::new(Reason::BadRequest).because(error))?;
-        let headers = request.headers_mut();
-        headers.clone_from(&head.headers);
-        headers.insert(headers::ATTEMPT_COUNT, headers::attempt_count(self.tried));
-        if let Some(id) = headers.get_mut(headers::REQUEST_ID) {
-            // RFC 7541 §7.1.3: a value that never comes again would only push useful ones out of the compression table.
-            id.set_sensitive(true);
-        }
+        let mut own: SmallVec<[(HeaderName, HeaderValue); 3]> = SmallVec::new();
+        own.push((headers::ATTEMPT_COUNT, headers::attempt_count(self.tried)));
         if multiplexed {
             // HPACK makes an unchanging field one byte from the second request on.
-            headers.insert(headers::PEER, self.carrier.dialer.introduction.clone());
-            if self.head.speaks == Speaks::Http1 {
-                headers::set_orig_proto(headers, Version::HTTP_11);
+            own.push((headers::PEER, self.carrier.dialer.introduction.clone()));
+            if head.speaks == Speaks::Http1 {
+                own.push((headers::ORIG_PROTO, headers::HTTP_11));
             }
         }
-        *request.version_mut() = Version::HTTP_2;
-        Ok(request)
+        let line = RequestLine { method: &head.method, authority: &head.authority, path: head.path.as_str() };
+        let outgoing = client::Outgoing { line, headers: &head.headers, own: &own };
+        Ok(stream.send(&outgoing, body, head.interim.clone()))
     }
 
     /// One try, after breaker and limits have let it pass.

@@ -14,9 +14,9 @@ use crate::{
         http1::{
             Broken, Parted,
             client::{Connection, Rules, Unanswered},
-            server::Interim,
             write::Outgoing,
         },
+        interim::Interim,
         serve::{http1_chunks, http1_head},
     },
     settings::Limits,

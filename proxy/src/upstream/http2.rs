@@ -1,29 +1,28 @@
-//! HTTP/2 to an endpoint: many requests at once on one connection. The one file with hyper's HTTP/2 client types.
+//! HTTP/2 to an endpoint: many requests at once on one connection of our own codec.
 
 use std::{
-    error::Error as StdError,
-    io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http::Response;
 use parking_lot::Mutex;
-use tracing::warn;
 
 use super::dial::{Hold, Upstream};
 use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::{
-        body::Body,
-        frames::FrameBudget,
-        watched::{Look, Watched},
+        Body,
+        http2::{
+            Ended, Lost, Rules,
+            client::{self, Connection, Outgoing, Pings, Unanswered},
+            fault::Code,
+        },
+        interim::Interim,
     },
     settings::{Limits, Timeouts},
 };
@@ -31,15 +30,11 @@ use crate::{
 /// One connection, shared by its streams.
 #[derive(Debug)]
 pub struct Http2 {
-    sender: http2::SendRequest<Body>,
+    connection: Connection,
     active: AtomicU32,
     born: Instant,
     max_age: Duration,
     max_streams: u32,
-    /// The far side takes no new streams: it said goodbye, or is gone.
-    retired: AtomicBool,
-    /// The far side sent so many control frames that we left.
-    flooded: Arc<AtomicBool>,
     /// Streams so far; wraps.
     started: AtomicU32,
     /// What the sweeper saw: how many had been started, and since when that has not changed.
@@ -53,62 +48,33 @@ pub struct Stream {
     connection: Arc<Http2>,
 }
 
-/// Starts HTTP/2 on a fresh connection.
-///
-/// # Errors
-/// When the connection breaks at once; nothing has been sent.
-pub async fn open(
+/// Starts HTTP/2 on a fresh connection. That it breaks is told to its first request.
+pub fn open(
     io: Upstream,
     limits: &Limits,
     timeouts: &Timeouts,
     max_age: Duration,
     max_streams: u32,
     hold: Hold,
-) -> Result<Arc<Http2>, Failure> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(limits.http2_stream_window_bytes)
-        .initial_connection_window_size(limits.http2_connection_window_bytes)
-        .max_frame_size(64 * 1024)
-        .max_header_list_size(limits.http2_header_list_bytes)
-        .max_send_buf_size(limits.connection_buffer_bytes)
-        .max_local_error_reset_streams(limits.http2_local_resets)
-        .max_pending_accept_reset_streams(limits.http2_pending_resets)
-        .keep_alive_interval(timeouts.ping_interval)
-        .keep_alive_timeout(timeouts.ping_timeout);
+) -> Arc<Http2> {
+    let pings = Pings { interval: timeouts.ping_interval, timeout: timeouts.ping_timeout };
     let born = host::now();
-    let flooded = Arc::new(AtomicBool::new(false));
-    let budget = FrameBudget::of_server(limits.http2_control_frames);
-    let watched = Watched::new(io, Frames { budget, born, flooded: Arc::clone(&flooded) });
-    let (sender, connection) = builder
-        .handshake(TokioIo::new(watched))
-        .await
-        .map_err(|error| Failure::new(Reason::UpstreamReset).because(error))?;
-    host::spawn(async move {
-        // Its errors surface in the streams that were under way.
-        let _ = connection.await;
-    });
-    Ok(Arc::new(Http2 {
-        sender,
+    Arc::new(Http2 {
+        connection: client::open(io, Rules::new(limits, 0), pings),
         active: AtomicU32::new(0),
         born,
         max_age,
         max_streams,
-        retired: AtomicBool::new(false),
-        flooded,
         started: AtomicU32::new(0),
         quiet: Mutex::new((0, born)),
         _hold: hold,
-    }))
+    })
 }
 
 impl Http2 {
     /// Whether new streams may start here; an old connection finishes what it has and is then dropped.
     pub fn is_open(&self, now: Instant) -> bool {
-        !self.sender.is_closed()
-            && !self.retired.load(Ordering::Relaxed)
-            && now.saturating_duration_since(self.born) < self.max_age
+        self.connection.is_open() && now.saturating_duration_since(self.born) < self.max_age
     }
 
     /// Streams under way.
@@ -128,8 +94,8 @@ impl Http2 {
 
     /// Takes a place for one request, unless the connection is full.
     pub fn stream(self: &Arc<Self>) -> Option<Stream> {
-        // Only the owning worker starts streams, so a look and an add do not race; a stream too many would only wait.
-        if self.active() >= self.max_streams {
+        // Only the owning worker starts streams, so a look and an add do not race; a stream too many would only be refused.
+        if self.active() >= self.max_streams.min(self.connection.most_streams()) {
             return None;
         }
         self.active.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +107,7 @@ impl Http2 {
 impl Stream {
     /// Whether the connection takes no new streams, so that another try needs another connection.
     pub fn is_retired(&self) -> bool {
-        self.connection.retired.load(Ordering::Relaxed)
+        !self.connection.connection.is_open()
     }
 
     /// Sends one request and waits for the response head. Dropping the future resets the stream.
@@ -149,31 +115,30 @@ impl Stream {
     /// # Errors
     /// `sent: Nothing` when it never left, or when the peer said that it did not look at it (RFC 9113 §8.7: REFUSED_STREAM, or a
     /// stream above the last one of GOAWAY).
-    pub fn send(&self, request: Request<Body>) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
-        // Handed over before the future exists, so that it does not hold the request.
-        let answered = self.connection.sender.clone().try_send_request(request);
+    pub fn send(
+        &self,
+        request: &Outgoing<'_>,
+        body: Body,
+        interim: Option<Interim>,
+    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
+        // Serialised before the future exists, so that it does not hold the request.
+        let answering = self.connection.connection.send(request, body, interim);
         let connection = Arc::clone(&self.connection);
         async move {
-            answered.await.map(|response| response.map(Body::incoming)).map_err(|mut error| {
-                let never_left = error.take_message().is_some();
-                let error = error.into_error();
-                let (reason, sent) = match h2_cause(&error) {
-                    _ if never_left => {
-                        connection.retired.store(true, Ordering::Relaxed);
-                        (Reason::UpstreamReset, Sent::Nothing)
+            let Ok(answering) = answering else {
+                let ended = connection.connection.ended().unwrap_or(Ended::Closed);
+                return Err(Failure::new(Reason::UpstreamReset).sent(Sent::Nothing).because(ended));
+            };
+            answering.await.map_err(|Unanswered { lost, untouched, upload_failed }| {
+                let (reason, sent) = match &lost {
+                    _ if upload_failed => (Reason::DownstreamBody, Sent::Maybe),
+                    Lost::Reset(Code::REFUSED_STREAM) | Lost::NotSeen => (Reason::UpstreamRefusedStream, Sent::Nothing),
+                    Lost::Offence(_) | Lost::Connection(Ended::Offence(_) | Ended::Hpack(_) | Ended::Flood(_)) => {
+                        (Reason::UpstreamProtocol, Sent::Maybe)
                     }
-                    Some(h2) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) && h2.is_remote() => {
-                        (Reason::UpstreamRefusedStream, Sent::Nothing)
-                    }
-                    Some(h2) if h2.is_go_away() && h2.is_remote() => {
-                        connection.retired.store(true, Ordering::Relaxed);
-                        (Reason::UpstreamRefusedStream, Sent::Nothing)
-                    }
-                    Some(h2) if h2.is_library() => (Reason::UpstreamProtocol, Sent::Maybe),
-                    _ if connection.flooded.load(Ordering::Relaxed) => (Reason::UpstreamProtocol, Sent::Maybe),
                     _ => (Reason::UpstreamReset, Sent::Maybe),
                 };
-                Failure::new(reason).sent(sent).because(error)
+                Failure::new(reason).sent(if untouched { Sent::Nothing } else { sent }).because(lost)
             })
         }
     }
@@ -185,46 +150,12 @@ impl Drop for Stream {
     }
 }
 
-/// Counts the control frames of the far side.
-struct Frames {
-    budget: FrameBudget,
-    born: Instant,
-    flooded: Arc<AtomicBool>,
-}
-
-impl Look for Frames {
-    fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let elapsed = || host::now().saturating_duration_since(self.born);
-        self.budget.received(bytes, elapsed).map_err(|error| {
-            // hyper asks again while it closes: told once is enough.
-            if !self.flooded.swap(true, Ordering::Relaxed) {
-                warn!(%error, "closed a connection to an endpoint that only keeps us busy");
-            }
-            io::Error::other(error)
-        })
-    }
-
-    fn sent(&mut self, bytes: usize) {
-        self.budget.sent(bytes);
-    }
-}
-
-fn h2_cause(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-            return Some(h2);
-        }
-        cause = inner.source();
-    }
-    None
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::convert::Infallible;
 
+    use http::{HeaderMap, Method, Request, uri::Authority};
     use http_body_util::BodyExt as _;
     use hyper::{body::Incoming, server::conn::http2 as server, service::service_fn};
     use tokio::{
@@ -232,8 +163,11 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
     use super::*;
     use crate::{
+        http::http2::RequestLine,
         settings::TelemetrySettings,
         telemetry::{Direction, LabelSet, Telemetry},
     };
@@ -265,17 +199,12 @@ mod tests {
         let hold = (None, telemetry.worker(0).upstream_opened(Direction::Outbound));
         let io = Upstream::Plain(TcpStream::connect(address).await.unwrap());
         let (limits, timeouts) = (Limits::default(), Timeouts::default());
-        let connection = open(io, &limits, &timeouts, Duration::from_secs(60), 1000, hold).await.unwrap();
+        let connection = open(io, &limits, &timeouts, Duration::from_secs(60), 1000, hold);
         let (mut answered, mut refused) = (0, 0);
         while refused == 0 {
             let streams: Vec<_> = (0..32).filter_map(|_| connection.stream()).collect();
-            let sends: Vec<_> = streams
-                .iter()
-                .map(|stream| {
-                    let request = Request::post(format!("http://{address}/")).body(Body::empty()).unwrap();
-                    tokio::spawn(stream.send(request))
-                })
-                .collect();
+            let sends: Vec<_> =
+                streams.iter().map(|stream| tokio::spawn(send(stream, &Method::POST, Body::empty()))).collect();
             for send in sends {
                 match send.await.unwrap() {
                     Ok(_) => answered += 1,
@@ -290,13 +219,22 @@ mod tests {
         assert_eq!(answered, seen.load(Ordering::Relaxed), "an answer was lost, or a refused request was processed");
     }
 
+    fn send(
+        stream: &Stream,
+        method: &Method,
+        body: Body,
+    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
+        let line = RequestLine { method, authority: &Authority::from_static("a.test"), path: "/" };
+        stream.send(&Outgoing { line, headers: &HeaderMap::new(), own: &[] }, body, None)
+    }
+
     async fn connected(address: std::net::SocketAddr, limits: &Limits) -> Arc<Http2> {
         let telemetry = Telemetry::new(&TelemetrySettings::default(), LabelSet::default(), 1);
         let hold = (None, telemetry.worker(0).upstream_opened(Direction::Outbound));
         let io = TcpStream::connect(address).await.unwrap();
         io.set_nodelay(true).unwrap();
         let io = Upstream::Plain(io);
-        open(io, limits, &Timeouts::default(), Duration::from_secs(60), 1000, hold).await.unwrap()
+        open(io, limits, &Timeouts::default(), Duration::from_secs(60), 1000, hold)
     }
 
     fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
@@ -349,8 +287,7 @@ mod tests {
             let connection = connected(address, &limits).await;
             let stream = connection.stream().unwrap();
             let ended = tokio::time::timeout(Duration::from_secs(20), async {
-                let request = Request::get(format!("http://{address}/")).body(Body::empty()).unwrap();
-                match stream.send(request).await {
+                match send(&stream, &Method::GET, Body::empty()).await {
                     Ok(response) => {
                         assert!(is_answered, "{name}");
                         response.into_body().collect().await.map(drop).unwrap_err().to_string()
@@ -388,8 +325,7 @@ mod tests {
         for size in std::iter::repeat_n(1, 200).chain([BYTES]) {
             let stream = connection.stream().unwrap();
             let body = Body::full(vec![b'x'; size]);
-            let request = Request::post(format!("http://{address}/")).body(body).unwrap();
-            let response = stream.send(request).await.unwrap_or_else(|failure| panic!("{}", failure));
+            let response = send(&stream, &Method::POST, body).await.unwrap_or_else(|failure| panic!("{}", failure));
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), size);
         }
     }

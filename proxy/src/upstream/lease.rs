@@ -230,7 +230,7 @@ impl Backend {
                     limit => limit.min(dialer.limits.mesh_streams),
                 };
                 let hold = (slot, telemetry.upstream_opened(direction));
-                http2::open(io, &dialer.limits, &dialer.timeouts, backend.max_age(&dialer), streams, hold).await
+                Ok(http2::open(io, &dialer.limits, &dialer.timeouts, backend.max_age(&dialer), streams, hold))
             }
             .await;
             let mut shared = endpoint.state.pool(worker).http2.lock();

@@ -20,13 +20,12 @@ use super::{
     framing::Framing,
     head::{self, HeadLimits, Scan},
     incoming::{Content, Incoming, Source},
-    server::Interim,
     wire::{Parted, Wire},
     write::{self, Length, Outgoing},
 };
 use crate::{
     host::Stream,
-    http::{Body, BodyError},
+    http::{Body, BodyError, interim::Interim},
 };
 
 /// What responses are held to.

@@ -53,6 +53,9 @@ pub enum Fault {
     UnaskedSwitch,
     #[error("there are too many interim responses")]
     TooManyInterim,
+    /// HTTP/2 only: the stream was reset (RFC 9113 §8.1.1).
+    #[error("the request is malformed")]
+    Malformed,
 }
 
 impl Fault {

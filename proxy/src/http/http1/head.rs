@@ -201,14 +201,7 @@ fn version(bytes: &[u8]) -> Result<Version, Fault> {
 
 /// RFC 9112 §3.2; which form a method may have is `normalize`'s matter, except where the bytes do not tell the forms apart.
 fn target(method: &Method, target: Bytes) -> Result<Uri, Fault> {
-    // "#" would start a fragment, which is never sent (RFC 9110 §7.1): readers that cut it off and readers that keep it see two targets.
-    // In the path, "\\" is a separator to some. Beyond that, RFC 3986 §2 wants more escaped than clients in use do ("{", "|" in queries);
-    // what means the same to everybody passes.
-    let path_end = memchr::memchr(b'?', &target).unwrap_or(target.len());
-    let (path, query) = target.split_at_checked(path_end).unwrap_or_default();
-    let visible = |byte: u8| (0x21..0x7f).contains(&byte) && byte != b'#';
-    let in_path = |byte: u8| visible(byte) && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'`');
-    if !path.iter().all(|byte| in_path(*byte)) || !query.iter().all(|byte| visible(*byte)) {
+    if !is_sound_target(&target) {
         return Err(Fault::Target);
     }
     let absolute = target.first() != Some(&b'/');
@@ -226,6 +219,18 @@ fn target(method: &Method, target: Bytes) -> Result<Uri, Fault> {
         return Err(Fault::Target);
     }
     Ok(uri)
+}
+
+/// Whether every reader sees the same target in these bytes, also in the `:path` of HTTP/2.
+pub(in crate::http) fn is_sound_target(target: &[u8]) -> bool {
+    // "#" would start a fragment, which is never sent (RFC 9110 §7.1): readers that cut it off and readers that keep it see two targets.
+    // In the path, "\\" is a separator to some. Beyond that, RFC 3986 §2 wants more escaped than clients in use do ("{", "|" in queries);
+    // what means the same to everybody passes.
+    let path_end = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let (path, query) = target.split_at_checked(path_end).unwrap_or_default();
+    let visible = |byte: u8| (0x21..0x7f).contains(&byte) && byte != b'#';
+    let in_path = |byte: u8| visible(byte) && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'`');
+    path.iter().all(|byte| in_path(*byte)) && query.iter().all(|byte| visible(*byte))
 }
 
 /// RFC 9112 §9.3.

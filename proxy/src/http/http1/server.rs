@@ -15,7 +15,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use super::{
     chunked::ChunkLimits,
@@ -30,7 +29,12 @@ use crate::{
     drain::DrainWatch,
     failure::Failure,
     host::{self, Stream},
-    http::{Body, BodyError, reply, upgrade::has_token},
+    http::{
+        Body, BodyError,
+        interim::{Announce, Interim},
+        reply,
+        upgrade::{Agreement, Departure, has_token},
+    },
 };
 
 /// What a connection is held to.
@@ -48,32 +52,6 @@ pub struct Rules {
     pub idle: Duration,
     /// Of the connection; a tenth more or less at random.
     pub age: Duration,
-}
-
-/// Where a handler can take the stream once both sides have agreed to leave HTTP; in the extensions of a request that asks for it.
-#[derive(Clone)]
-pub struct Departure(Arc<Mutex<Option<oneshot::Receiver<Parted>>>>);
-
-impl Departure {
-    /// Resolves when the agreeing response has been written; an error: it was not agreed, or the connection broke. `None`: taken.
-    pub fn take(&self) -> Option<oneshot::Receiver<Parted>> {
-        self.0.lock().take()
-    }
-}
-
-/// Where interim responses (1xx) go while a request is under way; in the extensions of every request.
-#[derive(Clone)]
-pub struct Interim(Arc<dyn Announce>);
-
-trait Announce: Send + Sync {
-    fn announce(&self, status: StatusCode, headers: &HeaderMap);
-}
-
-impl Interim {
-    /// Sends an interim response ahead of the final one. 100 is not passed on: we ask for the content ourselves.
-    pub fn announce(&self, status: StatusCode, headers: &HeaderMap) {
-        self.0.announce(status, headers);
-    }
 }
 
 /// What serves a connection and what reads its bodies have in common.
@@ -182,7 +160,7 @@ where
         served += 1;
         let asked = Asked::of(&head);
         let last = served >= most_requests || host::now() >= oldest;
-        let (request, departure) = link.begin(head, served);
+        let (request, agreement) = link.begin(head, served);
         let mut handling = pin!(handler(request));
         let response = poll_fn(|cx| {
             if let Poll::Ready(response) = handling.as_mut().poll(cx) {
@@ -198,9 +176,8 @@ where
             Next::Stay => {}
             Next::Close => return link.close(true).await,
             Next::Leave => {
-                if let (Some(departure), Some(parted)) = (departure, link.0.lock().part()) {
-                    // Whoever wanted it may be gone.
-                    let _ = departure.send(parted);
+                if let (Some(agreement), Some(parted)) = (agreement, link.0.lock().part()) {
+                    agreement.part(parted);
                 }
                 return Ok(());
             }
@@ -314,7 +291,7 @@ impl<S: Stream + 'static> Link<S> {
     }
 
     /// A head has come: the request for the handler, and for one that may leave HTTP, where its stream goes then.
-    fn begin(self: &Arc<Self>, head: RequestHead, number: u64) -> (Request<Body>, Option<oneshot::Sender<Parted>>) {
+    fn begin(self: &Arc<Self>, head: RequestHead, number: u64) -> (Request<Body>, Option<Agreement>) {
         let RequestHead { mut parts, framing, expects_continue, .. } = head;
         let mut state = self.0.lock();
         state.number = number;
@@ -330,14 +307,14 @@ impl<S: Stream + 'static> Link<S> {
             },
         };
         drop(state);
-        parts.extensions.insert(Interim(Arc::clone(self) as Arc<dyn Announce>));
+        parts.extensions.insert(Interim::http1(Arc::clone(self) as Arc<dyn Announce>));
         let leaves = parts.method == Method::CONNECT || parts.headers.contains_key(header::UPGRADE);
-        let departure = leaves.then(|| {
-            let (sender, receiver) = oneshot::channel();
-            parts.extensions.insert(Departure(Arc::new(Mutex::new(Some(receiver)))));
-            sender
+        let agreement = leaves.then(|| {
+            let (departure, agreement) = Departure::new();
+            parts.extensions.insert(departure);
+            agreement
         });
-        (Request::from_parts(parts, body), departure)
+        (Request::from_parts(parts, body), agreement)
     }
 
     /// Writes a response to its end.
@@ -569,20 +546,14 @@ impl<S: Stream + 'static> Source for Link<S> {
 impl<S: Stream + 'static> Announce for Link<S> {
     fn announce(&self, status: StatusCode, headers: &HeaderMap) {
         let mut state = self.0.lock();
-        if state.interim && status != StatusCode::CONTINUE && status.is_informational() {
+        if state.interim {
             write::interim(&mut state.wire.outgoing, status, headers);
         }
     }
 }
 
-impl std::fmt::Debug for Interim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Interim")
-    }
-}
-
 /// The present, for a response that says nothing (RFC 9110 §6.6.1). Written anew once a second and thread.
-fn date() -> HeaderValue {
+pub(in crate::http) fn date() -> HeaderValue {
     thread_local! {
         static LAST: std::cell::RefCell<(u64, HeaderValue)> = const { std::cell::RefCell::new((0, HeaderValue::from_static(""))) };
     }

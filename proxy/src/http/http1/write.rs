@@ -180,8 +180,8 @@ fn framing(out: &mut BytesMut, length: Length) {
     }
 }
 
-/// Fields that only this file writes.
-fn is_ours(name: &HeaderName) -> bool {
+/// Fields that frame a message or concern its connection: they are written anew, in every version of HTTP.
+pub(in crate::http) fn is_ours(name: &HeaderName) -> bool {
     const OURS: [HeaderName; 6] = [
         header::CONNECTION,
         header::CONTENT_LENGTH,
