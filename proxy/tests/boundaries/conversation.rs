@@ -177,7 +177,7 @@ where
     let (near, far) = duplex(PIPE_BYTES);
     tokio::spawn(async move {
         let (_trigger, watch) = drain();
-        let _ = serve::serve(far, version, &SERVE, watch, handler).await;
+        let _ = serve::serve(far, version, &SERVE, watch, handler, |_| ()).await;
     });
     near
 }
