@@ -27,6 +27,8 @@ impl Drop for Sidecar {
 pub struct Mesh {
     pub origin: Arc<Origin>,
     pub lanes: Vec<Lane>,
+    /// Straight to the inbound side of a sidecar, as another sidecar would: what is said here goes through mutual TLS.
+    pub peer: Lane,
     _folder: tempfile::TempDir,
     _sidecars: Vec<Sidecar>,
 }
@@ -74,7 +76,11 @@ impl Mesh {
             Lane { name: "through both sidecars", address: mesh },
         ];
         lanes.iter().for_each(|lane| listening(lane.address));
-        Self { origin, lanes, _folder: folder, _sidecars: vec![server, loose, client] }
+        let peer = Lane {
+            name: "inbound, as a peer over mutual TLS",
+            address: super::peer::wrap(&folder.path().join("ca"), inbound),
+        };
+        Self { origin, lanes, peer, _folder: folder, _sidecars: vec![server, loose, client] }
     }
 }
 

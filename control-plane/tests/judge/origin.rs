@@ -10,7 +10,8 @@ use std::{
     thread,
 };
 
-use crate::strict;
+use super::http2_origin::Http2;
+use crate::{frames::PREFACE, strict};
 
 pub struct Origin {
     pub address: SocketAddr,
@@ -47,15 +48,24 @@ impl Origin {
         let mut bytes = [0; 16 * 1024];
         while let Ok(read @ 1..) = io.read(&mut bytes) {
             unread.extend_from_slice(&bytes[..read]);
+            if unread.starts_with(PREFACE) {
+                if let Err(why) = Http2::new(self, &mut io).serve(unread) {
+                    self.state.lock().unwrap().wrong.push((why.to_string(), b"a connection of HTTP/2".to_vec()));
+                }
+                return;
+            }
+            if PREFACE.starts_with(&unread) {
+                continue;
+            }
             loop {
                 match strict::request(&unread) {
                     Ok(None) => break,
                     Ok(Some(request)) => {
                         unread.drain(..request.length);
-                        let number = self.number.fetch_add(1, Ordering::Relaxed);
-                        let answer = answer(&request, number);
                         let over = request.method == "CONNECT";
-                        self.state.lock().unwrap().requests.push((number, request));
+                        let method = request.method.clone();
+                        let number = self.stands(request);
+                        let answer = answer(&method, number);
                         if io.write_all(answer.as_bytes()).is_err() || over {
                             return;
                         }
@@ -69,17 +79,24 @@ impl Origin {
         }
     }
 
+    /// Notes a request; its number.
+    pub fn stands(&self, request: strict::Request) -> usize {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        self.state.lock().unwrap().requests.push((number, request));
+        number
+    }
+
     /// Takes what was heard.
     pub fn take(&self) -> Heard {
         std::mem::take(&mut *self.state.lock().unwrap())
     }
 }
 
-fn answer(request: &strict::Request, number: usize) -> String {
-    if request.method == "CONNECT" {
+fn answer(method: &str, number: usize) -> String {
+    if method == "CONNECT" {
         return format!("HTTP/1.1 405 Method Not Allowed\r\nx-number: {number}\r\ncontent-length: 0\r\n\r\n");
     }
     let said = format!("number {number}.");
-    let content = if request.method == "HEAD" { "" } else { said.as_str() };
+    let content = if method == "HEAD" { "" } else { said.as_str() };
     format!("HTTP/1.1 200 OK\r\nx-number: {number}\r\ncontent-length: {}\r\n\r\n{content}", said.len())
 }

@@ -71,7 +71,7 @@ fn chunked(bytes: &[u8], from: usize) -> Result<Option<Found>, Unsafe> {
 
 /// RFC 9110 §6.5.1: what frames, routes, modifies, authenticates or describes a message is of no use behind it; readers that merge trailers
 /// into the head would be given another message. The same goes for who called, as the mesh says it.
-fn is_forbidden(name: &str) -> bool {
+pub(super) fn is_forbidden(name: &str) -> bool {
     const FORBIDDEN: &[&str] = &[
         "age",
         "authorization",

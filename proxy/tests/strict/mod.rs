@@ -12,6 +12,8 @@ use std::fmt;
 
 mod content;
 mod host;
+pub mod hpack;
+pub mod http2;
 
 #[cfg(test)]
 mod tests;

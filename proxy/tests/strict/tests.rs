@@ -98,3 +98,69 @@ fn the_strict_reader_knows_where_an_answer_ends() {
     assert!(read("HTTP/1.1 200 OK\ncontent-length: 2\r\n\r\n", "GET", false).is_err());
     assert!(read("HTTP/1.0 200 OK\r\n\r\n", "GET", false).is_err());
 }
+
+#[test]
+fn the_strict_reader_knows_the_examples_of_the_standard() {
+    // RFC 7541 appendix C.4 and C.6: if these come out, tables and codes are right.
+    let mut table = hpack::Table::default();
+    let bytes = |hex: &str| -> Vec<u8> {
+        hex.as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    };
+    let show = |lines: Vec<hpack::Line>| -> Vec<String> {
+        let show = |(name, value): &hpack::Line| {
+            format!("{}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
+        };
+        lines.iter().map(show).collect()
+    };
+    let first = table.read(&bytes("828684418cf1e3c2e5f23a6ba0ab90f4ff")).unwrap();
+    assert_eq!(show(first), [":method: GET", ":scheme: http", ":path: /", ":authority: www.example.com"]);
+    let second = table.read(&bytes("828684be5886a8eb10649cbf")).unwrap();
+    assert_eq!(show(second)[3..], [":authority: www.example.com", "cache-control: no-cache"]);
+    let third = table.read(&bytes("828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf")).unwrap();
+    assert_eq!(show(third)[3..], [":authority: www.example.com", "custom-key: custom-value"]);
+    for wrong in ["80", "bf", "40", "0085", "ff80808080808080", "008181ffff", "3fffffff7f"] {
+        assert!(hpack::Table::default().read(&bytes(wrong)).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn the_strict_reader_refuses_requests_that_http2_must_not_carry() {
+    // A second sidecar would have to repair them, in its own way.
+    let judged = |text: &str, content: &[u8], trailers: Option<&str>| {
+        let lines = |text: &str| -> Vec<hpack::Line> {
+            let line = |line: &str| {
+                let (name, value) = line.split_once(' ').unwrap();
+                (name.into(), value.into())
+            };
+            text.split('|').map(line).collect()
+        };
+        http2::request(&lines(text), content.to_vec(), trailers.map(lines).as_deref()).map(|request| request.target)
+    };
+    let good = ":method GET|:scheme http|:authority a|:path /x|host a|te trailers|content-length 1";
+    assert_eq!(judged(good, b"a", Some("x-t 1")), Ok("/x".to_owned()));
+    assert_eq!(judged(":method CONNECT|:authority a:1", b"", None), Ok("a:1".to_owned()));
+    assert!(judged(good, b"ab", None).is_err());
+    assert!(judged(good, b"a", Some("content-length 1")).is_err());
+    assert!(judged(good, b"a", Some(":path /y")).is_err());
+    for wrong in [
+        ":method GET|:scheme http|:path /x",
+        ":method GET|:scheme http|:authority u@a|:path /x",
+        ":method GET|:scheme http|:authority a|:path x",
+        ":method GET|:scheme http|:authority a|:path /a b",
+        ":method GET|:scheme ftp|:authority a|:path /",
+        ":method G T|:scheme http|:authority a|:path /",
+        ":method GET|:scheme http|:authority a|:path /|:path /",
+        ":method GET|:scheme http|:authority a|x-a b|:path /",
+        ":method GET|:scheme http|:authority a|:path /|host b",
+        ":method GET|:scheme http|:authority a|:path /|X-A b",
+        ":method GET|:scheme http|:authority a|:path /|x-a b\r\nc: d",
+        ":method GET|:scheme http|:authority a|:path /|connection close",
+        ":method GET|:scheme http|:authority a|:path /|te gzip",
+        ":method GET|:scheme http|:authority a|:path /|:status 200",
+    ] {
+        assert!(judged(wrong, b"", None).is_err(), "{wrong}");
+    }
+}
