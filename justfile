@@ -17,6 +17,14 @@ test:
 test-all:
     OUTRIGGER_REQUIRE_NETNS=1 cargo test --workspace
 
+# Judges from outside (h2spec, slowhttptest, curl, OpenSSL, testssl.sh, sslyze) against a build that is there: `just judges --quick`.
+judges *args:
+    .ci/judges/run {{args}}
+
+# Every fuzz target, 60 s each: `just fuzz`, `just fuzz 600`, `just fuzz 60 h1_request_head`.
+fuzz seconds="60" *targets:
+    .ci/fuzz {{seconds}} {{targets}}
+
 # A whole mesh in one terminal.
 demo *args:
     cargo run --release -- demo {{args}}

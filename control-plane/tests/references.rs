@@ -319,22 +319,42 @@ fn sources(folder: &Path, into: &mut String) {
     }
 }
 
+/// The functions behind a test attribute.
+fn tests() -> BTreeSet<String> {
+    let mut code = String::new();
+    for folder in ["proxy/src", "proxy/tests", "control-plane/src", "control-plane/tests"] {
+        sources(&root().join(folder), &mut code);
+    }
+    let mut found = BTreeSet::new();
+    let mut marked = false;
+    for line in code.lines().map(str::trim) {
+        marked |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        let name = line.trim_start_matches("async ").strip_prefix("fn ").and_then(|rest| rest.split('(').next());
+        if let (true, Some(name)) = (marked, name) {
+            found.insert(name.to_owned());
+            marked = false;
+        }
+    }
+    found
+}
+
+/// What a text names as tests: words of small letters with two underscores at least.
+fn named_tests(text: &str) -> Vec<&str> {
+    let is_test = |word: &str| {
+        word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && word.matches('_').count() >= 2
+    };
+    text.split('`').skip(1).step_by(2).filter(|word| is_test(word)).collect()
+}
+
 #[test]
 fn every_invariant_names_tests_that_exist() {
     // A promise would be believed that nothing holds any more.
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let (_, section) = text.split_once("## Invariants").unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let mut code = String::new();
-    for folder in ["proxy/src", "proxy/tests", "control-plane/src", "control-plane/tests"] {
-        sources(&root().join(folder), &mut code);
-    }
-    let is_test = |word: &str| {
-        word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && word.matches('_').count() >= 2
-    };
-    let named: Vec<&str> = section.split('`').skip(1).step_by(2).filter(|word| is_test(word)).collect();
+    let named = named_tests(section.split("\n## ").next().unwrap());
     assert!(named.len() > 20, "only {named:?}");
-    let missing: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    let tests = tests();
+    let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
@@ -397,4 +417,37 @@ fn m20_unsafe_code_is_where_it_is_said_to_be() {
     assert_eq!(found, known.map(str::to_owned).into());
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     assert!(manifest.contains("unsafe_code = \"deny\""));
+}
+
+#[test]
+fn every_answer_to_an_attack_has_its_test_and_its_setting() {
+    // An operator would rely on a limit that is not there, or on a defence that nobody looks after.
+    let text = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let (_, section) = text.split_once("## Attacks and answers").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let tests = tests();
+    let mut wrong = Vec::new();
+    for row in section.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, attack, answer, shown, _] = cells[..] else { panic!("not three cells: {row}") };
+        if attack == "attack" {
+            continue;
+        }
+        let named = named_tests(shown);
+        if named.is_empty() {
+            wrong.push(format!("{attack}: no test"));
+        }
+        wrong.extend(
+            named.iter().filter(|name| !tests.contains(**name)).map(|name| format!("{attack}: no test {name}")),
+        );
+        let settings = fs::read_to_string(root().join("docs/reference/settings.md")).unwrap();
+        let is_setting = |word: &&str| word.starts_with("limits.") || word.starts_with("timeouts.");
+        for setting in answer.split('`').skip(1).step_by(2).filter(is_setting) {
+            if !settings.contains(&format!("| `{setting}` |")) {
+                wrong.push(format!("{attack}: no setting {setting}"));
+            }
+        }
+    }
+    assert!(section.lines().count() > 40, "only {section}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -127,6 +127,59 @@ fn hops(headers: &HeaderMap) -> u32 {
     counts.max().unwrap_or(0)
 }
 
+/// Whether a name from HTTP/2 can stand in HTTP/1: `HeaderName::from_lowercase` takes a quotation mark for a token character.
+pub fn is_token(name: &str) -> bool {
+    memchr::memchr(b'"', name.as_bytes()).is_none()
+}
+
+/// Whether a field may come as a trailer.
+///
+/// RFC 9110 §6.5.1: not when it frames, routes, modifies, authenticates or describes a message. Receivers are allowed to merge
+/// trailers into the head, and then the same goes for who called and what the mesh says of a request.
+pub fn may_trail(name: &HeaderName) -> bool {
+    const KEPT_BACK_PREFIXES: [&str; 4] = ["x-outrigger-", "x-forwarded-", "x-envoy-", "if-"];
+    let name = name.as_str();
+    is_token(name)
+        && !KEPT_BACK_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        && !matches!(
+            name,
+            "age"
+                | "authorization"
+                | "cache-control"
+                | "connection"
+                | "content-encoding"
+                | "content-length"
+                | "content-range"
+                | "content-type"
+                | "cookie"
+                | "date"
+                | "expect"
+                | "expires"
+                | "forwarded"
+                | "host"
+                | "http2-settings"
+                | "keep-alive"
+                | "location"
+                | "max-forwards"
+                | "pragma"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "proxy-connection"
+                | "range"
+                | "retry-after"
+                | "set-cookie"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "vary"
+                | "via"
+                | "www-authenticate"
+                | "x-real-ip"
+                | "x-request-id"
+        )
+}
+
 const MAX_REQUEST_ID_BYTES: usize = 256;
 
 /// The request's id; a new random one is set when there is none, several, or one that nobody could log.

@@ -71,6 +71,8 @@ pub enum Violation {
     MaxForwards,
     #[error("max-forwards says that this request goes no further")]
     LastForward,
+    #[error("a field name is not a token")]
+    FieldName,
 }
 
 impl Violation {
@@ -119,6 +121,11 @@ fn check_size(request: &Request<Body>, limits: &Limits) -> Result<(), Violation>
     }
     if request.headers().len() > limits.header_fields {
         return Err(Violation::TooManyFields);
+    }
+    // What HTTP/2 brings has passed `HeaderName::from_lowercase`, which takes a quotation mark for a token character
+    // (RFC 9110 §5.6.2: it is none).
+    if request.version() == Version::HTTP_2 && request.headers().keys().any(|name| name.as_str().contains('"')) {
+        return Err(Violation::FieldName);
     }
     Ok(())
 }
@@ -235,16 +242,15 @@ fn settle_target(request: &mut Request<Body>) -> Result<(), Violation> {
         return Err(Violation::HostMismatch);
     }
     // RFC 9112 §3.2.2: the absolute form decides; here both say the same.
-    let text = uri.authority().map(Authority::as_str);
-    let field = match (text, &written) {
-        (Some(text), None) => Some(HeaderValue::from_str(text).map_err(|_| Violation::HostInvalid)?),
-        _ => None,
-    };
     let authority = match named.or(written) {
         Some(host) => Some(host.authority()?),
         None => None,
     };
-    if let Some(field) = field {
+    // Rules that look at Host see what routing sees: one spelling, and the port that the target named.
+    if let Some(authority) = &authority
+        && request.headers().get(header::HOST).is_none_or(|field| field.as_bytes() != authority.as_str().as_bytes())
+    {
+        let field = HeaderValue::from_str(authority.as_str()).map_err(|_| Violation::HostInvalid)?;
         request.headers_mut().insert(header::HOST, field);
     }
     if let Some(Some(origin)) = origin {
@@ -344,11 +350,21 @@ fn settle_path(request: &Request<Body>) -> Result<Option<Uri>, Violation> {
     if !path.starts_with('/') {
         return Err(Violation::TargetForm);
     }
+    // What reads as "/" may have been nothing, with a query behind. RFC 9113 §8.3.1: ":path" must start with a slash;
+    // RFC 9112 §3.2.1: in an absolute-form of HTTP/1 the missing slash is put in.
+    let slash_missing = !target.as_str().starts_with('/');
+    if slash_missing && (request.version() == Version::HTTP_2 || uri.authority().is_none()) {
+        return Err(Violation::TargetForm);
+    }
     let normal = normalize_path(path)?;
     if matches!(normal, Cow::Borrowed(_)) && uri.authority().is_none() && uri.scheme().is_none() {
         return Ok(None);
     }
     let target = match (normal, target.query()) {
+        (Cow::Borrowed(path), query) if slash_missing => {
+            let text = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+            PathAndQuery::try_from(text).map_err(|_| Violation::TargetForm)?
+        }
         (Cow::Borrowed(_), _) => target.clone(),
         (Cow::Owned(path), None) => PathAndQuery::try_from(path).map_err(|_| Violation::TargetForm)?,
         (Cow::Owned(path), Some(query)) => {
@@ -478,6 +494,7 @@ mod tests {
             (H1, "GET", "http://A.test:80/x", Some("a.test"), "/x", "a.test:80"),
             (H1, "GET", "https://a.test/x", Some("a.test:443"), "/x", "a.test"),
             (H1, "GET", "http://a.test", Some("a.test"), "/", "a.test"),
+            (H1, "GET", "http://a.test?x", Some("a.test"), "/?x", "a.test"),
             (H1, "OPTIONS", "*", Some("a.test"), "*", "a.test"),
             (H1, "CONNECT", "a.test:443", Some("a.test:443"), "a.test:443", "a.test:443"),
             (H1, "CONNECT", "a.test:443", Some("a.test"), "a.test:443", "a.test:443"),
@@ -493,13 +510,24 @@ mod tests {
                 request(version, method, target, &host.map(|host| ("host", host)).into_iter().collect::<Vec<_>>());
             normalize(&mut request, &Limits::default())
                 .unwrap_or_else(|failure| panic!("{target} {host:?}: {failure}"));
-            assert_eq!(request.uri(), uri, "{target}");
+            assert_eq!(request.uri().to_string(), uri, "{target}");
+            let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+            assert!(path.starts_with('/') || path == "*", "{target}: {path}");
             assert_eq!(super::authority(&request).unwrap(), authority, "{target}");
-            assert_eq!(request.headers().get_all("host").into_iter().count(), 1, "{target}");
+            let hosts: Vec<_> = request.headers().get_all("host").into_iter().collect();
+            assert_eq!(hosts, [authority], "{target}");
         }
         let mut old = request(Version::HTTP_10, "GET", "/", &[]);
         normalize(&mut old, &Limits::default()).unwrap();
         assert_eq!(authority(&old), None);
+    }
+
+    #[test]
+    fn names_that_are_no_tokens_do_not_pass_from_http2() {
+        // Over HTTP/1 the next reader would find a broken line.
+        let mut quoted = request(H2, "GET", "http://a.test/", &[]);
+        quoted.headers_mut().insert(http::HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("c"));
+        assert_eq!(violation(quoted), Some(Violation::FieldName));
     }
 
     #[test]
@@ -512,6 +540,7 @@ mod tests {
             (H1, "GET", "/", vec![], V::HostMissing),
             (H1, "GET", "http://a.test/", vec![], V::HostMissing),
             (H2, "GET", "/", vec![], V::HostMissing),
+            (H2, "GET", "http://a.test?x", vec![], V::TargetForm),
             (H1, "GET", "/", vec![("host", "a"), ("host", "a")], V::HostRepeated),
             (H1, "GET", "/", vec![("host", "")], V::HostInvalid),
             (H1, "GET", "/", vec![("host", "a b")], V::HostInvalid),

@@ -126,7 +126,11 @@ pub fn response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Result<Res
     if !well_formed {
         return Err(Fault::StatusLine);
     }
-    let status = StatusCode::from_bytes(status).map_err(|_| Fault::StatusLine)?;
+    // RFC 9110 §15: "Values outside the range 100..599 are invalid"; the next reader may take one for success.
+    let status = StatusCode::from_bytes(status)
+        .ok()
+        .filter(|status| (100..600).contains(&status.as_u16()))
+        .ok_or(Fault::StatusLine)?;
     let headers = self::fields(head, fields, limits)?;
     let framing = framing::of_response(asked, status, version, &headers)?;
     let keep_alive = keeps_alive(version, &headers);
@@ -205,6 +209,10 @@ fn target(method: &Method, target: Bytes) -> Result<Uri, Fault> {
         return Err(Fault::Target);
     }
     let uri = Uri::from_maybe_shared(target).map_err(|_| Fault::Target)?;
+    // RFC 9110 §4.2.4: userinfo is an error; whoever takes it for the host goes elsewhere.
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(Fault::Target);
+    }
     // RFC 9112 §3.2.3: authority-form is for CONNECT, and CONNECT has no other.
     let authority_form = uri.authority().is_some() && uri.scheme().is_none();
     if authority_form != (method == Method::CONNECT) {
@@ -302,6 +310,8 @@ mod tests {
             (b"GET * HTTP/1.1\r\n\r\n", Fault::Target),
             (b"GET a.test HTTP/1.1\r\n\r\n", Fault::Target),
             (b"CONNECT /a HTTP/1.1\r\n\r\n", Fault::Target),
+            (b"CONNECT u@a:1 HTTP/1.1\r\n\r\n", Fault::Target),
+            (b"GET http://u:p@a/ HTTP/1.1\r\n\r\n", Fault::Target),
             (b"CONNECT http://a/ HTTP/1.1\r\n\r\n", Fault::Target),
             (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", Fault::FieldName),
             (b"GET / HTTP/1.1\r\nHost\r\n\r\n", Fault::FieldName),

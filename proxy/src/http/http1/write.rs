@@ -11,6 +11,8 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
+use crate::http::headers::{is_token, may_trail};
+
 /// How the content of a message that leaves is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -97,7 +99,8 @@ pub fn response(
     out.reserve(128 + 48 * headers.len());
     status_line(out, status);
     for (name, value) in headers {
-        if !is_ours(name) || (persistence == Persistence::Upgrade && *name == header::UPGRADE) {
+        let ours = is_ours(name) && (persistence != Persistence::Upgrade || *name != header::UPGRADE);
+        if !ours && is_token(name.as_str()) {
             field(out, name, value);
         }
     }
@@ -119,7 +122,7 @@ pub fn response(
 pub fn interim(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
     status_line(out, status);
     for (name, value) in headers {
-        if !is_ours(name) {
+        if !is_ours(name) && is_token(name.as_str()) {
             field(out, name, value);
         }
     }
@@ -138,7 +141,7 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 pub fn last_chunk(out: &mut BytesMut, trailers: Option<&HeaderMap>) {
     out.put_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        if !is_ours(name) && *name != header::HOST {
+        if may_trail(name) {
             field(out, name, value);
         }
     }
@@ -252,6 +255,33 @@ mod tests {
             "HTTP/1.1 404 Not Found\r\nhost: other\r\nx-own: client\r\nx-a: b\r\ndate: now\r\nconnection: close\r\n\
              transfer-encoding: chunked\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_the_message_before_them() {
+        // Servers that merge trailers into the head would see another host, length or caller than the mesh did.
+        let trailers = headers(&[
+            ("host", "b"),
+            ("content-length", "1"),
+            ("connection", "close"),
+            ("if-match", "a"),
+            ("x-forwarded-client-cert", "By=a"),
+            ("x-outrigger-peer", "a"),
+            ("authorization", "a"),
+            ("grpc-status", "0"),
+            ("x-checksum", "a"),
+        ]);
+        let mut trailers = trailers;
+        let quoted = HeaderName::from_lowercase(b"a\"b").unwrap();
+        trailers.insert(quoted.clone(), HeaderValue::from_static("a"));
+        let mut out = BytesMut::new();
+        last_chunk(&mut out, Some(&trailers));
+        assert_eq!(std::str::from_utf8(&out).unwrap(), "0\r\ngrpc-status: 0\r\nx-checksum: a\r\n\r\n");
+        // A name that HTTP/2 lets through and HTTP/1 has no place for.
+        let answer = HeaderMap::from_iter([(quoted, HeaderValue::from_static("a"))]);
+        let mut out = BytesMut::new();
+        response(&mut out, StatusCode::OK, &answer, Length::None, Persistence::Implied, None);
+        assert_eq!(std::str::from_utf8(&out).unwrap(), "HTTP/1.1 200 OK\r\n\r\n");
     }
 
     #[test]
