@@ -137,7 +137,7 @@ fn start(folder: &Path, account: &str, arguments: &[&str]) -> Sidecar {
         .args(arguments)
         .arg("--set=timeouts.idle=400ms")
         // Longer: a busy machine takes its time for the second half of a message.
-        .args(["first_byte", "head", "body_grace", "detect"].map(|time| format!("--set=timeouts.{time}=1500ms")))
+        .args(["first_byte", "head", "body_grace", "detect"].map(|time| format!("--set=timeouts.{time}=3s")))
         .current_dir(folder)
         .stdout(Stdio::null())
         .stderr(log);
