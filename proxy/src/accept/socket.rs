@@ -106,6 +106,16 @@ impl OverTcp for TcpStream {
     }
 }
 
+impl<S: OverTcp> OverTcp for Box<S> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        (**self).tcp()
+    }
+
+    fn bare(&self) -> Option<&TcpStream> {
+        (**self).bare()
+    }
+}
+
 impl<S: OverTcp + ?Sized> OverTcp for &mut S {
     fn tcp(&self) -> Option<&TcpStream> {
         (**self).tcp()

@@ -2,17 +2,19 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::ReadBuf;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::write::CHUNK_END;
 use crate::{detect::Rewound, host::Stream};
 
-/// Heads are small, and a connection keeps this for as long as it lives.
+/// Heads are small. Read onto the stack: a connection that waits has no buffer.
 const FIRST_READ_BYTES: usize = 4096;
 /// Contents that fill every read are read in pieces that grow to this.
 const GREATEST_READ_BYTES: usize = 64 * 1024;
@@ -20,6 +22,8 @@ const GREATEST_READ_BYTES: usize = 64 * 1024;
 const COPIED_BYTES: usize = 8 * 1024;
 /// Once so much waits to be written, no more is taken in.
 const ENOUGH_BYTES: usize = 32 * 1024;
+/// What a connection keeps between two messages for writing the next: a head and a small content.
+const KEPT_BYTES: usize = 2 * 1024;
 
 /// A stream that has left HTTP, with the bytes that had been read ahead of that.
 pub type Parted = Rewound<Box<dyn Stream>>;
@@ -68,6 +72,9 @@ impl<S: Stream> Wire<S> {
 
     /// Reads once; 0: the far side has ended.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.received.is_empty() && self.next_read == FIRST_READ_BYTES {
+            return self.poll_first(cx);
+        }
         self.received.reserve(self.next_read);
         let room = self.received.capacity() - self.received.len();
         let read = ready!(poll_read_buf(Pin::new(Self::io(&mut self.io)?), cx, &mut self.received))?;
@@ -75,6 +82,20 @@ impl<S: Stream> Wire<S> {
             self.next_read *= 2;
         }
         Poll::Ready(Ok(read))
+    }
+
+    /// [`Self::poll_fill`] while nothing is known of what comes, or when: most connections wait most of the time.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // What was taken out may still hold the buffer; nothing is left of it for us.
+        self.received = BytesMut::new();
+        let mut room = [const { MaybeUninit::uninit() }; FIRST_READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(Self::io(&mut self.io)?).poll_read(cx, &mut buffer))?;
+        self.received.extend_from_slice(buffer.filled());
+        if self.received.len() == FIRST_READ_BYTES {
+            self.next_read *= 2;
+        }
+        Poll::Ready(Ok(self.received.len()))
     }
 
     /// A message is over: the next one is small again, as far as anybody knows.
@@ -85,7 +106,7 @@ impl<S: Stream> Wire<S> {
                 self.received = BytesMut::new();
             }
         }
-        if self.outgoing.is_empty() && self.outgoing.capacity() > ENOUGH_BYTES {
+        if self.outgoing.is_empty() && self.outgoing.capacity() > KEPT_BYTES {
             self.outgoing = BytesMut::new();
         }
     }
