@@ -317,7 +317,7 @@ impl Direction {
             self.buffer = BytesMut::new();
         }
         match self.pipe.as_mut()?.poll_fill(cx, from, self.most_in_pipe) {
-            // The end, or urgent data in the way: reading tells them apart.
+            // Silence, the end, or urgent data in the way: reading tells them apart.
             Poll::Ready(Ok(0)) => None,
             Poll::Ready(Ok(_)) => Some(Poll::Ready(Ok(()))),
             // Not every kernel can; reading can.

@@ -11,7 +11,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 /// What a pipe takes. Measured on raw TCP through one hop: with the system's 64 KiB, splicing costs as much as copying; with this half of
@@ -75,13 +78,17 @@ impl Pipe {
 
     /// Takes up to `most` bytes from a socket; only into an empty pipe, since a full one cannot be told from a silent socket.
     ///
-    /// Zero is no proof of the socket's end: the kernel stops at urgent data with the same answer.
+    /// Zero: nothing that can be spliced. It is proof of nothing else, neither of the socket's end nor of its silence: before urgent data
+    /// the kernel gives the answers of both. Only a read tells, so the socket still counts as readable then.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream, most: usize) -> Poll<io::Result<usize>> {
         debug_assert_eq!(self.held, 0);
         let moved = loop {
             ready!(from.poll_read_ready(cx))?;
             let moved = from.try_io(Interest::READABLE, || {
-                Ok(splice(from, None, &self.into, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?)
+                match splice(from, None, &self.into, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+                    Err(Errno::AGAIN) => Ok(0),
+                    other => Ok(other?),
+                }
             });
             match moved {
                 Err(error) if is_transient(&error) => (),
