@@ -2,14 +2,15 @@
 //!
 //! Called by the journeys for connections that are not HTTP, and by `http/upgrade.rs` for those that no longer are. Passes the end of
 //! each direction on by itself (half-close), counts, and ends what stays silent. Memory: nothing while a direction is silent, 16 KiB while
-//! it moves, up to 64 KiB while it moves fast.
+//! it moves, up to 64 KiB while it moves fast. Between two bare sockets, what moves fast never comes here: it goes through a pipe
+//! in the kernel (`pipe.rs`), which is had only for as long as bytes flow.
 
 use std::{
     future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -19,15 +20,24 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::accept::socket::reset_on_close;
+use crate::accept::socket::{OverTcp, reset_on_close};
 use crate::failure::Reason;
 use crate::host::{self, Stream};
 use crate::resilience::growth::Grown;
 
+#[cfg(not(target_os = "linux"))]
+mod no_pipe;
+#[cfg(target_os = "linux")]
+mod pipe;
+#[cfg(not(target_os = "linux"))]
+use no_pipe as pipe;
+
+use pipe::Pipe;
+
 /// What bounds a relay.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayLimits {
-    /// Most bytes held per direction; more than 64 KiB are never used.
+    /// Most bytes held per direction; of memory of our own, more than 64 KiB are never used.
     pub buffer_bytes: usize,
     /// Longest time without a byte in either direction while both are open; zero: no limit.
     pub idle: Duration,
@@ -83,9 +93,33 @@ pub fn pass_on(error: &RelayError, a: Option<&TcpStream>, b: Option<&TcpStream>)
 ///
 /// # Errors
 /// [`RelayError`]; both streams are closed then. What had been read is written before an orderly end, not before an error.
-pub async fn relay<A: Stream, B: Stream>(
-    mut a: A,
-    mut b: B,
+pub async fn relay<A: Stream, B: Stream>(a: A, b: B, limits: RelayLimits, counts: &Counts) -> Result<(), RelayError> {
+    carry(Side { io: a, bare: |_| None }, Side { io: b, bare: |_| None }, limits, counts).await
+}
+
+/// [`relay`] for streams that may be bare sockets: what moves fast between two of them stays in the kernel.
+///
+/// # Errors
+/// Those of [`relay`].
+pub async fn relay_sockets<A: Stream + OverTcp, B: Stream + OverTcp>(
+    a: A,
+    b: B,
+    limits: RelayLimits,
+    counts: &Counts,
+) -> Result<(), RelayError> {
+    carry(Side { io: a, bare: A::bare }, Side { io: b, bare: B::bare }, limits, counts).await
+}
+
+/// One of the two streams.
+struct Side<S> {
+    io: S,
+    /// The socket, when the stream's next bytes are the socket's own.
+    bare: for<'a> fn(&'a S) -> Option<&'a TcpStream>,
+}
+
+async fn carry<A: Stream, B: Stream>(
+    mut a: Side<A>,
+    mut b: Side<B>,
     limits: RelayLimits,
     counts: &Counts,
 ) -> Result<(), RelayError> {
@@ -123,8 +157,9 @@ pub async fn relay<A: Stream, B: Stream>(
 
 const FIRST_BUFFER_BYTES: usize = 16 * 1024;
 const LARGEST_BUFFER_BYTES: usize = 64 * 1024;
-/// Buffers moved before the other direction and other connections get their turn.
+/// Steps, and bytes, before the other direction and other connections get their turn.
 const TURN: usize = 16;
+const TURN_BYTES: u64 = 1024 * 1024;
 
 /// One direction.
 struct Direction {
@@ -134,8 +169,16 @@ struct Direction {
     /// What that has beyond the first.
     grown: Grown,
     most: usize,
+    /// Most bytes in the pipe.
+    most_in_pipe: usize,
+    /// In use while bytes move fast; with bytes in it, they come before anything that is read.
+    pipe: Option<Pipe>,
+    /// Bytes move fast enough for a pipe to be worth its system calls.
+    fast: bool,
     /// Bytes written.
     moved: u64,
+    /// `moved` when the reader was last silent.
+    moved_before: u64,
     unflushed: bool,
     state: State,
 }
@@ -177,7 +220,11 @@ impl Direction {
             size: FIRST_BUFFER_BYTES.min(most),
             grown: Grown::default(),
             most,
+            most_in_pipe: buffer_bytes.max(1),
+            pipe: None,
+            fast: false,
             moved: 0,
+            moved_before: 0,
             unflushed: false,
             state: State::Open,
         }
@@ -186,62 +233,133 @@ impl Direction {
     fn poll<R: Stream, W: Stream>(
         &mut self,
         cx: &mut Context<'_>,
-        reader: &mut R,
-        writer: &mut W,
+        reader: &mut Side<R>,
+        writer: &mut Side<W>,
         count: &AtomicU64,
     ) -> Poll<Result<(), Failed>> {
+        let turn_ends = self.moved + TURN_BYTES;
         for _ in 0..TURN {
-            while !self.buffer.is_empty() {
-                let written = match Pin::new(&mut *writer).poll_write(cx, &self.buffer) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(Failed::Write(io::ErrorKind::WriteZero.into()))),
-                    Poll::Ready(Ok(written)) => written,
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Write(error))),
-                    Poll::Pending => return Poll::Pending,
-                };
-                self.buffer.advance(written);
-                self.moved += written as u64;
-                self.unflushed = true;
-                count.fetch_add(written as u64, Relaxed);
-            }
+            ready!(self.poll_write(cx, writer, count))?;
             match self.state {
                 State::Open => (),
-                State::Ending => return self.poll_end(cx, writer),
+                State::Ending => return self.poll_end(cx, &mut writer.io),
                 State::Ended => return Poll::Ready(Ok(())),
+            }
+            if self.moved >= turn_ends {
+                break;
+            }
+            match self.poll_fill_pipe(cx, reader, writer) {
+                Some(Poll::Ready(Ok(()))) => continue,
+                Some(Poll::Ready(Err(error))) => return Poll::Ready(Err(Failed::Read(error))),
+                Some(Poll::Pending) => return self.rest(cx, &mut writer.io),
+                None => (),
             }
             self.buffer.reserve(self.size);
             // The future holds nothing between polls, so it can be made anew each time.
-            match pin!(reader.read_buf(&mut self.buffer)).poll(cx) {
+            match pin!(reader.io.read_buf(&mut self.buffer)).poll(cx) {
                 Poll::Ready(Ok(0)) => {
                     self.state = State::Ending;
-                    self.buffer = BytesMut::new();
-                    self.grown.shrink();
+                    self.release();
                 }
                 Poll::Ready(Ok(read)) if read >= self.size => {
                     let larger = (self.size * 2).min(self.most);
                     if self.grown.grow_to(larger.saturating_sub(FIRST_BUFFER_BYTES)) {
                         self.size = larger;
                     }
+                    self.fast = true;
                 }
                 Poll::Ready(Ok(_)) => (),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Read(error))),
-                Poll::Pending => {
-                    // Ten thousand silent tunnels should cost no buffers.
-                    self.buffer = BytesMut::new();
-                    self.size = FIRST_BUFFER_BYTES.min(self.most);
-                    self.grown.shrink();
-                    if self.unflushed {
-                        match Pin::new(&mut *writer).poll_flush(cx) {
-                            Poll::Ready(Ok(())) => self.unflushed = false,
-                            Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Write(error))),
-                            Poll::Pending => (),
-                        }
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return self.rest(cx, &mut writer.io),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Writes everything that is held.
+    fn poll_write<W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        writer: &mut Side<W>,
+        count: &AtomicU64,
+    ) -> Poll<Result<(), Failed>> {
+        loop {
+            let written = if !self.buffer.is_empty() {
+                let written = ready!(Pin::new(&mut writer.io).poll_write(cx, &self.buffer)).map_err(Failed::Write)?;
+                self.buffer.advance(written);
+                written
+            } else if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0)
+                && let Some(socket) = (writer.bare)(&writer.io)
+            {
+                ready!(pipe.poll_drain(cx, socket)).map_err(Failed::Write)?
+            } else {
+                return Poll::Ready(Ok(()));
+            };
+            if written == 0 {
+                return Poll::Ready(Err(Failed::Write(io::ErrorKind::WriteZero.into())));
+            }
+            self.moved += written as u64;
+            self.unflushed = true;
+            count.fetch_add(written as u64, Relaxed);
+        }
+    }
+
+    /// Takes bytes into the pipe; `None`: they have to be read.
+    fn poll_fill_pipe<R: Stream, W: Stream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &Side<R>,
+        writer: &Side<W>,
+    ) -> Option<Poll<io::Result<()>>> {
+        if !self.fast {
+            return None;
+        }
+        // What was read ahead of the socket comes first; then both are bare, to the end.
+        let from = (reader.bare)(&reader.io)?;
+        (writer.bare)(&writer.io)?;
+        if self.pipe.is_none() {
+            self.pipe = Pipe::take();
+            self.fast = self.pipe.is_some();
+            self.buffer = BytesMut::new();
+        }
+        match self.pipe.as_mut()?.poll_fill(cx, from, self.most_in_pipe) {
+            // Silence, the end, or urgent data in the way: reading tells them apart.
+            Poll::Ready(Ok(0)) => None,
+            Poll::Ready(Ok(_)) => Some(Poll::Ready(Ok(()))),
+            // Not every kernel can; reading can.
+            Poll::Ready(Err(error)) if cannot_splice(&error) => {
+                self.fast = false;
+                None
+            }
+            Poll::Ready(Err(error)) => Some(Poll::Ready(Err(error))),
+            Poll::Pending => Some(Poll::Pending),
+        }
+    }
+
+    /// Nothing to read and nothing held: gives back what ten thousand silent tunnels should not cost.
+    fn rest<W: Stream>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<Result<(), Failed>> {
+        self.release();
+        self.size = FIRST_BUFFER_BYTES.min(self.most);
+        // The next burst is taken to be like this one.
+        self.fast = self.moved - self.moved_before >= FIRST_BUFFER_BYTES as u64;
+        self.moved_before = self.moved;
+        if self.unflushed {
+            match Pin::new(writer).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Write(error))),
+                Poll::Pending => (),
+            }
+        }
+        Poll::Pending
+    }
+
+    fn release(&mut self) {
+        self.buffer = BytesMut::new();
+        self.grown.shrink();
+        if let Some(pipe) = self.pipe.take() {
+            pipe.put_back();
+        }
     }
 
     fn poll_end<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<Result<(), Failed>> {
@@ -257,136 +375,14 @@ impl Direction {
     }
 }
 
+/// Whether splicing itself is refused, so that neither socket is to blame.
+fn cannot_splice(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported | io::ErrorKind::OutOfMemory)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod socket_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use proptest::prelude::*;
-    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
-
-    use super::*;
-
-    const LIMITS: RelayLimits =
-        RelayLimits { buffer_bytes: 256 * 1024, idle: Duration::from_secs(300), half_close: Duration::from_secs(3600) };
-
-    /// How a relay ended, and what it counted.
-    type Ended = (Result<(), RelayError>, u64, u64);
-
-    /// Two ends with a running relay between them.
-    fn joined(limits: RelayLimits, pipe_bytes: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Ended>) {
-        let (near, a) = duplex(pipe_bytes);
-        let (far, b) = duplex(pipe_bytes);
-        let task = tokio::spawn(async move {
-            let counts = Counts::default();
-            let result = relay(a, b, limits, &counts).await;
-            (result, counts.a_to_b.into_inner(), counts.b_to_a.into_inner())
-        });
-        (near, far, task)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_direction_ends_by_itself() {
-        // A client that closes its side after the question would never get the answer.
-        let (mut near, mut far, task) = joined(LIMITS, 1024);
-        near.write_all(b"question").await.unwrap();
-        near.shutdown().await.unwrap();
-        let mut question = String::new();
-        far.read_to_string(&mut question).await.unwrap();
-        // Long after the idle limit for open connections.
-        tokio::time::sleep(LIMITS.idle * 3).await;
-        far.write_all(b"long answer").await.unwrap();
-        far.shutdown().await.unwrap();
-        let mut answer = String::new();
-        near.read_to_string(&mut answer).await.unwrap();
-        assert_eq!((&*question, &*answer), ("question", "long answer"));
-        let (result, there, back) = task.await.unwrap();
-        result.unwrap();
-        assert_eq!((there, back), (8, 11));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
-        // Dead connections would be kept for ever, or quiet ones cut.
-        let start = host::now();
-        let (mut near, mut far, task) = joined(LIMITS, 1024);
-        for _ in 0..3 {
-            tokio::time::sleep(LIMITS.idle - Duration::from_secs(1)).await;
-            far.write_all(b"x").await.unwrap();
-            near.read_u8().await.unwrap();
-        }
-        let (result, _, _) = task.await.unwrap();
-        assert!(matches!(result, Err(RelayError::Idle(limit)) if limit == LIMITS.idle));
-        assert_eq!(host::now() - start, LIMITS.idle * 4 - Duration::from_secs(3));
-        assert!(matches!(near.read(&mut [0]).await, Ok(0)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_half_closed_relay_has_its_own_limit() {
-        // Half-closed connections would be kept for ever.
-        let start = host::now();
-        let (mut near, _far, task) = joined(LIMITS, 1024);
-        near.shutdown().await.unwrap();
-        let (result, _, _) = task.await.unwrap();
-        assert!(matches!(result, Err(RelayError::Idle(limit)) if limit == LIMITS.half_close));
-        assert_eq!(host::now() - start, LIMITS.half_close);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_limit_means_none() {
-        // Zero would end every connection at once.
-        let limits = RelayLimits { idle: Duration::ZERO, half_close: Duration::ZERO, ..LIMITS };
-        let (mut near, mut far, task) = joined(limits, 1024);
-        tokio::time::sleep(Duration::from_secs(1_000_000)).await;
-        near.write_all(b"x").await.unwrap();
-        assert_eq!(far.read_u8().await.unwrap(), b'x');
-        drop((near, far));
-        task.await.unwrap().0.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_reader_stops_the_writer() {
-        // One slow client would fill the proxy's memory.
-        let (mut near, far, task) = joined(LIMITS, 1024);
-        let bytes = vec![1; 1 << 20];
-        let all = tokio::time::timeout(Duration::from_secs(1), near.write_all(&bytes)).await;
-        assert!(all.is_err());
-        drop(far);
-        let (result, there, _) = task.await.unwrap();
-        assert!(matches!(result, Err(RelayError::B(_))));
-        assert!(there <= 1024);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 8))]
-        #[test]
-        fn every_byte_arrives_in_order(
-            there in 0usize..300_000,
-            back in 0usize..300_000,
-            pipe_bytes in 1usize..100_000,
-            buffer_bytes in 0usize..100_000,
-        ) {
-            // Transferred data would be damaged, depending on sizes.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-            runtime.block_on(async {
-                let limits = RelayLimits { buffer_bytes, ..LIMITS };
-                let (near, far, task) = joined(limits, pipe_bytes.max(256));
-                let sample = |length: usize| (0..length).map(|at| (at % 251) as u8).collect::<Vec<_>>();
-                let end = |io: DuplexStream, sent: Vec<u8>| async move {
-                    let (mut reader, mut writer) = tokio::io::split(io);
-                    let mut got = Vec::new();
-                    let write = async {
-                        writer.write_all(&sent).await.unwrap();
-                        writer.shutdown().await.unwrap();
-                    };
-                    let (_, read) = tokio::join!(write, reader.read_to_end(&mut got));
-                    read.unwrap();
-                    got
-                };
-                let (at_near, at_far) = tokio::join!(end(near, sample(there)), end(far, sample(back)));
-                assert!(at_near == sample(back) && at_far == sample(there));
-                let (result, counted_there, counted_back) = task.await.unwrap();
-                result.unwrap();
-                assert_eq!((counted_there, counted_back), (there as u64, back as u64));
-            });
-        }
-    }
-}
+mod tests;

@@ -92,7 +92,8 @@ pub fn main() -> ExitCode {
     run(std::env::args_os())
 }
 
-fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs a command line, the name of the program first, and gives its exit code.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => return finish(usage::outcome(&error)),

@@ -94,17 +94,51 @@ pub fn acknowledged(_io: &TcpStream) -> Option<u64> {
 pub trait OverTcp {
     /// That connection; `None` for a stream inside another one, which has none of its own.
     fn tcp(&self) -> Option<&TcpStream>;
+
+    /// That connection while it is all there is: the stream's next bytes are the socket's. `None` where TLS, or bytes that
+    /// were read ahead, come between.
+    fn bare(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl OverTcp for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
     }
+
+    fn bare(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl<S: OverTcp> OverTcp for Box<S> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        (**self).tcp()
+    }
+
+    fn bare(&self) -> Option<&TcpStream> {
+        (**self).bare()
+    }
+}
+
+impl<S: OverTcp + ?Sized> OverTcp for &mut S {
+    fn tcp(&self) -> Option<&TcpStream> {
+        (**self).tcp()
+    }
+
+    fn bare(&self) -> Option<&TcpStream> {
+        (**self).bare()
+    }
 }
 
 impl<S: OverTcp> OverTcp for Rewound<S> {
     fn tcp(&self) -> Option<&TcpStream> {
         self.get_ref().tcp()
+    }
+
+    fn bare(&self) -> Option<&TcpStream> {
+        if self.is_rewound() { None } else { self.get_ref().bare() }
     }
 }
 

@@ -198,7 +198,12 @@ impl Held {
     /// Drops what nobody wants: entries that are not in `keep`, absences of names that are not in `wanted`.
     fn retain(&mut self, keep: &Wanted, wanted: &Wanted) {
         for (kind, entries) in &mut self.entries {
-            entries.retain(|name, _| keep.of(*kind).contains(name));
+            // Both are sorted, and on most steps equal: one walk over both instead of a search for each.
+            let mut kept = keep.of(*kind).iter().peekable();
+            entries.retain(|name, _| {
+                while kept.next_if(|kept| *kept < name).is_some() {}
+                kept.peek().is_some_and(|kept| *kept == name)
+            });
         }
         self.aliases.retain(|_, of| keep.of(Kind::Service).contains(of));
         for (kind, names) in &mut self.absent.names {
@@ -207,8 +212,14 @@ impl Held {
     }
 
     fn definition(&self, name: &str) -> Option<&Arc<Definition>> {
-        match &self.get(Kind::Service, name)?.resource {
-            Resource::Service(definition) => Some(definition),
+        self.service(name).map(|(_, definition)| definition)
+    }
+
+    /// A service under its real name, with the name as it is kept.
+    fn service(&self, name: &str) -> Option<(&Arc<str>, &Arc<Definition>)> {
+        let (name, entry) = self.entries.get(&Kind::Service)?.get_key_value(name)?;
+        match &entry.resource {
+            Resource::Service(definition) => Some((name, definition)),
             _ => None,
         }
     }
@@ -254,6 +265,17 @@ enum Input {
     Mention(Arc<str>),
     /// What follows belongs to this port.
     Port(u16),
+}
+
+impl Input {
+    /// What it keeps wanted, whatever version that has.
+    const fn reference(&self) -> Option<(Kind, &Arc<str>)> {
+        match self {
+            Self::Resource { kind, name, .. } => Some((*kind, name)),
+            Self::Leg { target: Target { service, .. }, .. } | Self::Mention(service) => Some((Kind::Service, service)),
+            Self::Port(_) => None,
+        }
+    }
 }
 
 /// A service as it stands in views.
@@ -318,12 +340,19 @@ impl Assembler {
     ///
     /// `roots` are the services (names or aliases) wanted for their own sake, besides those that the node preloads.
     pub fn step(&mut self, held: &mut Held, roots: &BTreeSet<Arc<str>>, now: Instant) -> Step {
-        let before = self.reach(held, roots);
-        let mut changed = self.assemble(held, &before, now);
-        let after = self.reach(held, roots);
+        let mut before = self.reach(held, roots, BTreeMap::new());
+        let Assembled { mut changed, refers_elsewhere } = self.assemble(held, &before, now);
+        // What is wanted is only another when a form was replaced that referred to something else: seldom, and with as many services
+        // as a mesh has, looking again costs as much as everything before.
+        let after = if refers_elsewhere {
+            let inputs = std::mem::take(&mut before.services);
+            self.reach(held, roots, inputs)
+        } else {
+            before
+        };
         let size = self.forms.len();
-        self.forms.retain(|name, _| after.services.contains(name) && held.definition(name).is_some());
-        self.waiting.retain(|name, _| after.services.contains(name));
+        self.forms.retain(|name, _| after.services.contains_key(name) && held.definition(name).is_some());
+        self.waiting.retain(|name, _| after.services.contains_key(name));
         changed |= self.forms.len() != size;
 
         // The node is mandatory: without it nothing is published, and once there it is never taken away.
@@ -373,8 +402,8 @@ impl Assembler {
         self.generation
     }
 
-    /// Everything that is wanted because something wanted refers to it.
-    fn reach(&self, held: &Held, roots: &BTreeSet<Arc<str>>) -> Reach {
+    /// Everything that is wanted because something wanted refers to it. `known`: inputs that were found for these resources before.
+    fn reach(&self, held: &Held, roots: &BTreeSet<Arc<str>>, mut known: BTreeMap<Arc<str>, Vec<Input>>) -> Reach {
         let mut reach = Reach::default();
         for (kind, name) in [(Kind::Node, &self.node_name), (Kind::TrustBundle, &self.trust_domain)] {
             reach.wanted.insert(kind, name);
@@ -385,12 +414,11 @@ impl Assembler {
         reach.missing_roots = todo.iter().filter(|name| held.known(Kind::Service, name) == Known::Missing).count();
         while let Some(name) = todo.pop() {
             reach.wanted.insert(Kind::Service, &name);
-            let real: Arc<str> = held.real_name(Kind::Service, &name).into();
-            let Some(definition) = held.definition(&real) else { continue };
-            if !reach.services.insert(Arc::clone(&real)) {
+            let Some((real, definition)) = held.service(held.real_name(Kind::Service, &name)) else { continue };
+            if reach.services.contains_key(real) {
                 continue;
             }
-            reach.keep.insert(Kind::Service, &real);
+            reach.keep.insert(Kind::Service, real);
             let mut refer = |input: &Input| match input {
                 Input::Resource { kind: Kind::Service, .. } => {}
                 Input::Resource { kind, name, .. } => {
@@ -402,9 +430,12 @@ impl Assembler {
                 }
                 Input::Port(_) => {}
             };
-            self.inputs(held, definition).iter().for_each(&mut refer);
+            let inputs = known.remove(real).unwrap_or_else(|| self.inputs(held, definition));
+            inputs.iter().for_each(&mut refer);
             // What the form in use refers to must not go before the form does.
-            self.forms.get(&real).into_iter().flat_map(|form| &form.inputs).for_each(&mut refer);
+            let form = self.forms.get(real).filter(|form| form.inputs != inputs);
+            form.into_iter().flat_map(|form| &form.inputs).for_each(&mut refer);
+            reach.services.insert(Arc::clone(real), inputs);
         }
         reach
     }
@@ -461,16 +492,15 @@ impl Assembler {
         Err(format!("service \"{service}\" has no subset \"{subset}\" for port {port}").into())
     }
 
-    /// Brings forms up to date, as far as they may be; says whether any changed.
-    fn assemble(&mut self, held: &Held, reach: &Reach, now: Instant) -> bool {
+    /// Brings forms up to date, as far as they may be.
+    fn assemble(&mut self, held: &Held, reach: &Reach, now: Instant) -> Assembled {
         let mut stale: BTreeMap<Arc<str>, Stale> = BTreeMap::new();
-        for name in &reach.services {
-            let Some(definition) = held.definition(name) else { continue };
-            let inputs = self.inputs(held, definition);
-            if self.forms.get(name).is_some_and(|form| form.inputs == inputs) {
+        for (name, inputs) in &reach.services {
+            if self.forms.get(name).is_some_and(|form| form.inputs == *inputs) {
                 self.waiting.remove(name);
                 continue;
             }
+            let inputs = inputs.clone();
             let since = self.waiting.get(name).map_or(now, |waiting| waiting.since);
             let patient = now.saturating_duration_since(since) < PATIENCE;
             let missing = |input: &Input| match input {
@@ -507,7 +537,7 @@ impl Assembler {
                 }
             }
         }
-        let mut changed = false;
+        let mut assembled = Assembled::default();
         for (name, Stale { inputs, since, waits, .. }) in stale {
             if waits {
                 let of = inputs.iter().filter_map(|input| match input {
@@ -518,11 +548,14 @@ impl Assembler {
             } else if let Some(definition) = held.definition(&name) {
                 self.waiting.remove(&name);
                 let service = Arc::new(self.form(held, definition, &inputs));
+                assembled.changed = true;
+                assembled.refers_elsewhere |= self.forms.get(&name).is_some_and(|form| {
+                    !form.inputs.iter().map(Input::reference).eq(inputs.iter().map(Input::reference))
+                });
                 self.forms.insert(name, Form { service, inputs });
-                changed = true;
             }
         }
-        changed
+        assembled
     }
 
     /// Makes a service, sharing with its previous form what has not changed.
@@ -596,14 +629,22 @@ struct Stale {
     waits: bool,
 }
 
+/// What became of the forms.
+#[derive(Debug, Default)]
+struct Assembled {
+    changed: bool,
+    /// A form was replaced by one that does not refer to the same.
+    refers_elsewhere: bool,
+}
+
 #[derive(Debug, Default)]
 struct Reach {
     /// Names as they are referred to, aliases included.
     wanted: Wanted,
     /// Real names.
     keep: Wanted,
-    /// Real names of the services among them that are held.
-    services: BTreeSet<Arc<str>>,
+    /// Real names of the services among them that are held, and what each would be made of now.
+    services: BTreeMap<Arc<str>, Vec<Input>>,
     missing_roots: usize,
 }
 

@@ -39,6 +39,11 @@ impl<S> Rewound<S> {
         &self.io
     }
 
+    /// Whether bytes that were read ahead come before the stream's own.
+    pub fn is_rewound(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
     /// What was read ahead and not yet replayed, and the stream.
     pub fn into_parts(self) -> (Bytes, S) {
         (self.ahead.freeze(), self.io)

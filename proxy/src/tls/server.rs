@@ -12,14 +12,16 @@ use crate::host::Stream;
 
 /// Does the handshake; the protocol is chosen by our preference (`istio-h2`, `istio-http/1.1`, `istio`).
 ///
+/// Boxed: the stream has more than a kilobyte, and every future that it is handed on to would keep room for it.
+///
 /// # Errors
 /// [`TlsFailure`]; the connection is gone then. Dropping the future closes it too.
 pub async fn accept<S: Stream>(
     io: S,
     configs: &TlsConfigs,
     timeout: Duration,
-) -> Result<(TlsStream<S>, Peer), TlsFailure> {
-    let stream = in_time(timeout, TlsAcceptor::from(configs.server()).accept(io)).await?;
+) -> Result<(Box<TlsStream<S>>, Peer), TlsFailure> {
+    let stream = Box::new(in_time(timeout, TlsAcceptor::from(configs.server()).accept(io)).await?);
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or_else(|| {
         // The verifier makes a certificate mandatory; this is the second lock on the same door.

@@ -20,7 +20,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
-    accept::{circles, socket},
+    accept::{
+        circles,
+        socket::{self, OverTcp},
+    },
     failure::{Failure, Reason},
     host::{self, ConnectOptions},
     identity::Identity,
@@ -198,6 +201,19 @@ impl Upstream {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+impl OverTcp for Upstream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(Self::tcp(self))
+    }
+
+    fn bare(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(_) => None,
         }
     }
 }

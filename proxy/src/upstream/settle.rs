@@ -22,6 +22,7 @@ use super::{
     rule::Forward,
 };
 use crate::{
+    accept::socket::OverTcp,
     failure::{Failure, Reason, Sent},
     host::{self, Stream},
     http::{
@@ -32,7 +33,7 @@ use crate::{
         replay::Replay,
         upgrade::{self, Leaving, Upgrade},
     },
-    relay::{Counts, RelayError, RelayLimits, relay},
+    relay::{Counts, RelayError, RelayLimits, relay_sockets},
     resilience::{
         call::call,
         deadline::Deadline,
@@ -270,14 +271,14 @@ fn static_reply(policy: &FallbackPolicy, telemetry: &Arc<WorkerTelemetry>) -> Se
 ///
 /// # Errors
 /// The relay's.
-pub async fn relayed<A: Stream, B: Stream>(
+pub async fn relayed<A: Stream + OverTcp, B: Stream + OverTcp>(
     a: A,
     b: B,
     limits: RelayLimits,
     counts: &Counts,
     record: &mut ConnectionRecord,
 ) -> Result<(), RelayError> {
-    let relay = relay(a, b, limits, counts);
+    let relay = relay_sockets(a, b, limits, counts);
     tokio::pin!(relay);
     let (mut sent, mut received) = (0, 0);
     loop {

@@ -2,17 +2,19 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::ReadBuf;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::write::CHUNK_END;
 use crate::{detect::Rewound, host::Stream, resilience::growth::Grown};
 
-/// Heads are small, and a connection keeps this for as long as it lives.
+/// Heads are small. Read onto the stack: a connection that waits has no buffer.
 pub(super) const FIRST_READ_BYTES: usize = 4096;
 /// So much a connection may hold without asking: it was counted when the connection was let in.
 const FREE_BYTES: usize = 2 * FIRST_READ_BYTES;
@@ -22,6 +24,8 @@ const GREATEST_READ_BYTES: usize = 64 * 1024;
 const COPIED_BYTES: usize = 8 * 1024;
 /// Once so much waits to be written, no more is taken in.
 const ENOUGH_BYTES: usize = 32 * 1024;
+/// What a connection keeps between two messages for writing the next: a head and a small content.
+const KEPT_BYTES: usize = 2 * 1024;
 
 /// A stream that has left HTTP, with the bytes that had been read ahead of that.
 pub type Parted = Rewound<Box<dyn Stream>>;
@@ -79,6 +83,9 @@ impl<S: Stream> Wire<S> {
     /// # Errors
     /// The stream's; `OutOfMemory` when what has been read and not taken cannot become more.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.received.is_empty() && self.next_read == FIRST_READ_BYTES {
+            return self.poll_first(cx);
+        }
         let mut size = self.next_read;
         if !self.grown.grow_to((self.received.len() + size).saturating_sub(FREE_BYTES)) {
             size = (FREE_BYTES + self.grown.bytes()).saturating_sub(self.received.len()).min(FIRST_READ_BYTES);
@@ -95,6 +102,20 @@ impl<S: Stream> Wire<S> {
         Poll::Ready(Ok(read))
     }
 
+    /// [`Self::poll_fill`] while nothing is known of what comes, or when: most connections wait most of the time.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // What was taken out may still hold the buffer; nothing is left of it for us.
+        self.received = BytesMut::new();
+        let mut room = [const { MaybeUninit::uninit() }; FIRST_READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(Self::io(&mut self.io)?).poll_read(cx, &mut buffer))?;
+        self.received.extend_from_slice(buffer.filled());
+        if self.received.len() == FIRST_READ_BYTES {
+            self.next_read *= 2;
+        }
+        Poll::Ready(Ok(self.received.len()))
+    }
+
     /// A message is over: the next one is small again, as far as anybody knows.
     pub fn rest(&mut self) {
         if self.next_read > FIRST_READ_BYTES {
@@ -108,7 +129,7 @@ impl<S: Stream> Wire<S> {
         }
         if self.outgoing.is_empty() {
             self.outgrown.shrink();
-            if self.outgoing.capacity() > COPIED_BYTES * 2 {
+            if self.outgoing.capacity() > KEPT_BYTES {
                 self.outgoing = BytesMut::new();
             }
         }
