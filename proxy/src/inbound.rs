@@ -174,7 +174,15 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
                 }
             };
             worker.telemetry.connection_secured(Direction::Inbound, Security::None);
-            carry(io, detected, opened, entry(None, authorized), worker).await
+            let entry = entry(None, authorized);
+            // Boxed: two futures in one would make every connection's larger.
+            let carried = Box::pin(carry(io, detected, opened, entry, worker));
+            tokio::select! {
+                biased;
+                ended = carried => ended,
+                // Whoever came before the door was shut is not left inside.
+                () = residents.until_strict(port) => Err(Reason::PlaintextRefused.into()),
+            }
         }
     }
 }
@@ -229,8 +237,10 @@ async fn carry<S: Stream + OverTcp + 'static>(
             };
             match Version::of(&detected) {
                 Some(version) => serve_http(io, version, entry, worker).await,
-                // The application's own TLS, or something undeclared: the application will know.
-                None => forward_opaque(io, None, &entry, &worker).await,
+                // The application's own TLS: the application will know.
+                None if matches!(detected, Detected::Tls(_)) => forward_opaque(io, None, &entry, &worker).await,
+                // Declared HTTP and not HTTP: what a lenient application would make of it, nobody knows.
+                None => Err(Reason::BadRequest.into()),
             }
         }
         Protocol::Detect => {
@@ -369,7 +379,8 @@ async fn answer(
     let route = &entry.route;
     let forward = Forward::straight(route);
     let deadline = Deadline::after(started, grpc::timeout(&parts.headers));
-    let head = forward.head(parts, authority, wanted.clone())?;
+    let mut head = forward.head(parts, authority, wanted.clone())?;
+    head.speak_as_declared(entry.protocol);
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(route, worker.carrier(Direction::Inbound), head, body);
     let outcome = call(forward.plan(deadline, &residents.inbound_retry), &mut exchange).await;

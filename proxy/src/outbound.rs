@@ -298,7 +298,8 @@ async fn answer(
     }
     let deadline =
         Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
-    let head = chosen.head(parts, authority, wanted.clone())?;
+    let mut head = chosen.head(parts, authority, wanted.clone())?;
+    head.speak_as_declared(toward.protocol());
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
     let outcome = call(chosen.plan(deadline, &residents.default_retry), &mut exchange).await;

@@ -6,10 +6,10 @@ use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    config::demand::Demand,
+    config::{demand::Demand, view::PeerMode},
     drain::DrainWatch,
     http::serve::ServeSettings,
     identity::Identity,
@@ -49,6 +49,8 @@ pub struct Residents {
     /// Fires when outbound connections should finish.
     pub outbound_drain: DrainWatch,
     mesh: ArcSwapOption<Mesh>,
+    /// Generations, as they take effect; for connections that a change may end.
+    published: watch::Sender<u64>,
 }
 
 /// One worker's share.
@@ -118,6 +120,7 @@ impl Residents {
             inbound_drain: parts.inbound_drain,
             outbound_drain: parts.outbound_drain,
             mesh: ArcSwapOption::empty(),
+            published: watch::Sender::new(0),
             settings,
         }
     }
@@ -141,6 +144,23 @@ impl Residents {
             .any(|own| own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified()))
     }
 
+    /// Waits until this port of the application takes no plaintext any more.
+    pub async fn until_strict(&self, port: u16) {
+        let mut published = self.published.subscribe();
+        loop {
+            let mode = self.mesh().map(|mesh| {
+                let node = &mesh.view.node;
+                node.inbound.get(&port).map_or(node.default_peer_mode, |inbound| inbound.peer_mode)
+            });
+            if mode == Some(PeerMode::Strict) {
+                return;
+            }
+            if published.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// The newest picture; `None` before the first. Whoever takes it keeps it for the whole request.
     pub fn mesh(&self) -> Option<Arc<Mesh>> {
         self.mesh.load_full()
@@ -152,6 +172,7 @@ impl Residents {
         let generation = view.generation;
         let mesh = self.upstreams.join(view, previous.as_deref());
         self.mesh.store(Some(Arc::new(mesh)));
+        self.published.send_replace(generation);
         self.telemetry.config_swapped(generation);
     }
 }

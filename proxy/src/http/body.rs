@@ -12,12 +12,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use smallvec::SmallVec;
 
-use super::http2;
+use super::{headers, http2};
 use crate::{
     host::{self, Instant},
     settings::{Limits, Timeouts},
@@ -260,33 +260,10 @@ impl Body {
 }
 
 /// Removes fields that must not come as trailers.
-///
-/// RFC 9110 §6.5.1: "A sender MUST NOT generate a trailer field unless the sender knows the corresponding header field
-/// name's definition permits sending"; those here frame, route or authenticate a message, or concern one hop.
 fn remove_forbidden(trailers: &mut HeaderMap) {
-    const FORBIDDEN: [header::HeaderName; 20] = [
-        header::AUTHORIZATION,
-        header::CACHE_CONTROL,
-        header::CONNECTION,
-        header::CONTENT_ENCODING,
-        header::CONTENT_LENGTH,
-        header::CONTENT_RANGE,
-        header::CONTENT_TYPE,
-        header::COOKIE,
-        header::EXPECT,
-        header::HOST,
-        header::MAX_FORWARDS,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::RANGE,
-        header::SET_COOKIE,
-        header::TE,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::HeaderName::from_static("keep-alive"),
-    ];
-    for name in &FORBIDDEN {
+    let forbidden: SmallVec<[HeaderName; 4]> =
+        trailers.keys().filter(|name| !headers::may_trail(name)).cloned().collect();
+    for name in forbidden {
         trailers.remove(name);
     }
 }

@@ -526,7 +526,7 @@ mod tests {
     fn names_that_are_no_tokens_do_not_pass_from_http2() {
         // Over HTTP/1 the next reader would find a broken line.
         let mut quoted = request(H2, "GET", "http://a.test/", &[]);
-        quoted.headers_mut().insert(http::HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("c"));
+        quoted.headers_mut().insert(HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("c"));
         assert_eq!(violation(quoted), Some(Violation::FieldName));
     }
 

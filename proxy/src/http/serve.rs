@@ -83,6 +83,7 @@ impl ServeSettings {
                 head: timeouts.head,
                 idle: timeouts.idle,
                 age: timeouts.connection_age,
+                write_stall: timeouts.write_stall,
             },
         }
     }

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     balance::load::InFlight,
+    config::view::Protocol,
     failure::{Failure, Reason, Sent},
     host,
     http::{
@@ -70,6 +71,19 @@ pub struct Head {
     pub speaks: Speaks,
     /// Where interim responses go; `None`: nowhere.
     pub interim: Option<Interim>,
+}
+
+impl Head {
+    /// A port that is declared as plain HTTP gets HTTP/1.1 whatever the client speaks; calls of gRPC are HTTP/2 everywhere. On ports
+    /// that declare nothing the application is spoken to as the client does.
+    pub fn speak_as_declared(&mut self, protocol: Protocol) {
+        if self.speaks == Speaks::Http2
+            && matches!(protocol, Protocol::Http | Protocol::Http1)
+            && !grpc::is_grpc(&self.headers)
+        {
+            self.speaks = Speaks::Http1;
+        }
+    }
 }
 
 /// What the application speaks.

@@ -16,7 +16,7 @@ use crate::{
     failure::{Failure, Reason, Sent},
     host::{self, Instant},
     http::{
-        Body,
+        Body, BodyError,
         http2::{
             Ended, Lost, Rules,
             client::{self, Connection, Outgoing, Pings, Unanswered},
@@ -131,14 +131,15 @@ impl Stream {
             };
             answering.await.map_err(|Unanswered { lost, untouched, upload_failed }| {
                 let (reason, sent) = match &lost {
-                    _ if upload_failed => (Reason::DownstreamBody, Sent::Maybe),
+                    _ if upload_failed.is_some() => (Reason::DownstreamBody, Sent::Maybe),
                     Lost::Reset(Code::REFUSED_STREAM) | Lost::NotSeen => (Reason::UpstreamRefusedStream, Sent::Nothing),
                     Lost::Offence(_) | Lost::Connection(Ended::Offence(_) | Ended::Hpack(_) | Ended::Flood(_)) => {
                         (Reason::UpstreamProtocol, Sent::Maybe)
                     }
                     _ => (Reason::UpstreamReset, Sent::Maybe),
                 };
-                Failure::new(reason).sent(if untouched { Sent::Nothing } else { sent }).because(lost)
+                let failure = Failure::new(reason).sent(if untouched { Sent::Nothing } else { sent });
+                if upload_failed == Some(true) { failure.because(BodyError::TooSlow) } else { failure.because(lost) }
             })
         }
     }

@@ -4,6 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,7 +14,10 @@ use super::{
     fault::{Code, Ended, Lost},
     link::Link,
 };
-use crate::http::{Body, BodyError};
+use crate::{
+    host,
+    http::{Body, BodyError},
+};
 
 /// The body of a message that is still arriving. Nothing is read ahead of the window.
 #[derive(Debug)]
@@ -65,7 +69,6 @@ impl Drop for Incoming {
 }
 
 /// A body on its way out. Dropped before its end, it resets the stream.
-#[derive(Debug)]
 pub(super) struct Pump {
     link: Arc<Link>,
     stream: u32,
@@ -78,32 +81,52 @@ pub(super) struct Pump {
     over: bool,
     /// What the far side is told when this is dropped.
     code: Code,
+    stall: Option<Stall>,
+}
+
+/// How long a piece may wait for the far side to take some of it.
+struct Stall {
+    limit: Duration,
+    /// Since the piece had this length.
+    waiting: Option<(usize, Pin<Box<dyn Future<Output = ()> + Send>>)>,
 }
 
 /// Why a body did not go out whole.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// The body itself broke off.
-    Broke,
+    /// The body itself broke off; `slow`: because it came too slowly.
+    Broke { slow: bool },
     /// The stream takes no more.
     Lost,
+    /// The far side took nothing for too long.
+    Stalled,
 }
 
 impl Pump {
     pub fn new(link: Arc<Link>, stream: u32, body: Body, left: Option<u64>, code: Code) -> Self {
-        Self { link, stream, body, piece: Bytes::new(), left, last: false, over: false, code }
+        Self { link, stream, body, piece: Bytes::new(), left, last: false, over: false, code, stall: None }
+    }
+
+    /// Gives the stream up when the far side takes nothing for so long. Zero: never.
+    pub fn stalling_at_most(mut self, limit: Duration) -> Self {
+        self.stall = (!limit.is_zero()).then_some(Stall { limit, waiting: None });
+        self
     }
 
     /// Sends all there is; ready at the end.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         let result = ready!(self.poll_all(cx));
         self.over = true;
-        if matches!(result, Err(Stopped::Broke)) {
-            let mut state = self.link.lock();
-            if let Some(stream) = state.streams.get_mut(&self.stream) {
-                stream.outgoing.broke = true;
+        match result {
+            Err(Stopped::Broke { slow }) => {
+                let mut state = self.link.lock();
+                if let Some(stream) = state.streams.get_mut(&self.stream) {
+                    stream.outgoing.broke = Some(slow);
+                }
+                state.reset(self.stream, self.code, Lost::Dropped);
             }
-            state.reset(self.stream, self.code, Lost::Dropped);
+            Err(Stopped::Stalled) => self.link.give_up(self.stream, Code::CANCEL),
+            Ok(()) | Err(Stopped::Lost) => {}
         }
         Poll::Ready(result)
     }
@@ -111,7 +134,10 @@ impl Pump {
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         loop {
             if self.last || !self.piece.is_empty() {
-                ready!(self.link.poll_data(self.stream, &mut self.piece, self.last, cx)).map_err(|_| Stopped::Lost)?;
+                match self.link.poll_data(self.stream, &mut self.piece, self.last, cx) {
+                    Poll::Ready(sent) => sent.map_err(|_| Stopped::Lost)?,
+                    Poll::Pending => return self.poll_stall(cx),
+                }
                 if self.last {
                     return Poll::Ready(Ok(()));
                 }
@@ -123,12 +149,12 @@ impl Pump {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         if let Some(left) = &mut self.left {
-                            *left = left.checked_sub(data.len() as u64).ok_or(Stopped::Broke)?;
+                            *left = left.checked_sub(data.len() as u64).ok_or(Stopped::Broke { slow: false })?;
                         }
                         self.piece = data;
                         self.last = self.left == Some(0) || self.body.is_end_stream();
                         if self.last && self.left.is_some_and(|left| left > 0) {
-                            return Poll::Ready(Err(Stopped::Broke));
+                            return Poll::Ready(Err(Stopped::Broke { slow: false }));
                         }
                     }
                     Err(frame) => {
@@ -138,11 +164,27 @@ impl Pump {
                         }
                     }
                 },
-                Some(Err(_)) => return Poll::Ready(Err(Stopped::Broke)),
-                None if self.left.is_some_and(|left| left > 0) => return Poll::Ready(Err(Stopped::Broke)),
+                Some(Err(error)) => {
+                    return Poll::Ready(Err(Stopped::Broke { slow: matches!(error, BodyError::TooSlow) }));
+                }
+                None if self.left.is_some_and(|left| left > 0) => {
+                    return Poll::Ready(Err(Stopped::Broke { slow: false }));
+                }
                 None => self.last = true,
             }
         }
+    }
+
+    /// While a piece waits for the far side: whether it has waited too long.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        let Some(stall) = &mut self.stall else { return Poll::Pending };
+        let left = self.piece.len();
+        if stall.waiting.as_ref().is_none_or(|(before, _)| *before != left) {
+            stall.waiting = Some((left, Box::pin(host::sleep(stall.limit))));
+        }
+        let Some((_, timer)) = &mut stall.waiting else { return Poll::Pending };
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(Stopped::Stalled))
     }
 
     /// While the body is waited for: whether anybody still wants it.
@@ -181,7 +223,7 @@ impl Lost {
         match self {
             Self::Reset(_) | Self::NotSeen => true,
             Self::Connection(ended) => {
-                matches!(ended, Ended::Closed | Ended::Io(_) | Ended::Silent | Ended::Goodbye(_))
+                matches!(ended, Ended::Closed | Ended::Io(_) | Ended::Silent | Ended::Stalled | Ended::Goodbye(_))
             }
             Self::Offence(_) | Self::Dropped => false,
         }

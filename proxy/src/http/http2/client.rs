@@ -55,8 +55,8 @@ pub struct Unanswered {
     pub lost: Lost,
     /// Not a byte of the request was taken by the socket.
     pub untouched: bool,
-    /// It was the request's own body that broke off.
-    pub upload_failed: bool,
+    /// It was the request's own body that broke off; inside: because it came too slowly.
+    pub upload_failed: Option<bool>,
 }
 
 /// The head of a response, as it will come. Dropping it resets the stream.
@@ -196,7 +196,7 @@ impl Future for Answering {
         let written = state.written;
         let Some(stream) = state.streams.get_mut(&id) else {
             self.over = true;
-            return Poll::Ready(Err(Unanswered { lost: Lost::Dropped, untouched: false, upload_failed: false }));
+            return Poll::Ready(Err(Unanswered { lost: Lost::Dropped, untouched: false, upload_failed: None }));
         };
         let incoming = &mut stream.incoming;
         if let Some(parts) = incoming.answer.as_mut().and_then(|answer| answer.head.take()) {

@@ -82,6 +82,8 @@ pub enum Ended {
     Flood(u32),
     #[error("the far side did not answer a ping in time")]
     Silent,
+    #[error("the far side read nothing of what waited for it")]
+    Stalled,
     #[error("the far side ended the connection with {0}")]
     Goodbye(Code),
     #[error(transparent)]
@@ -92,7 +94,7 @@ impl Ended {
     /// What the far side is told.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Closed | Self::Goodbye(_) | Self::Io(_) | Self::Silent => Code::NO_ERROR,
+            Self::Closed | Self::Goodbye(_) | Self::Io(_) | Self::Silent | Self::Stalled => Code::NO_ERROR,
             Self::Offence(offence) => offence.code,
             Self::Hpack(_) => Code::COMPRESSION_ERROR,
             Self::Flood(_) => Code::ENHANCE_YOUR_CALM,

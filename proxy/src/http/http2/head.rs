@@ -164,6 +164,10 @@ impl Lines {
             uri.path_and_query = Some(path(self.path, &method, &self.limits)?);
         }
         uri.authority = match self.authority {
+            // RFC 9113 §8.3.1: no user information.
+            Some(authority) if memchr::memchr(b'@', authority.as_bytes()).is_some() => {
+                return Err(malformed(":authority with user information"));
+            }
             Some(authority) => Some(
                 Authority::from_maybe_shared(Bytes::copy_from_slice(authority.as_bytes()))
                     .map_err(|_| malformed(":authority is not one"))?,
@@ -177,6 +181,10 @@ impl Lines {
             uri.scheme = None;
         }
         let content = content_length(&self.headers)?;
+        if method == Method::CONNECT && content.is_some() {
+            // RFC 9110 §9.3.6: what follows belongs to the tunnel.
+            return Err(malformed("content-length with CONNECT"));
+        }
         if ends && content.is_some_and(|bytes| bytes > 0) {
             return Err(malformed("content-length without content"));
         }
@@ -338,6 +346,7 @@ mod tests {
             (replaced(":scheme", ""), true),
             (replaced(":authority", "a b"), true),
             (replaced(":authority", ""), true),
+            (replaced(":authority", "user@a.test"), true),
             (with(&[(":path", "/other")]), true),
             (with(&[("x-a", "1"), (":path", "/")]), true),
             (with(&[(":status", "200")]), true),
@@ -359,6 +368,8 @@ mod tests {
             (vec![(":method", "CONNECT"), (":authority", "a:1"), (":path", "/")], false),
             (vec![(":method", "CONNECT"), (":authority", "a:1"), (":scheme", "http")], false),
             (vec![(":method", "CONNECT")], false),
+            (vec![(":method", "CONNECT"), (":authority", "a:1"), ("content-length", "0")], false),
+            (vec![(":method", "CONNECT"), (":authority", "user@a:1")], false),
             (vec![], true),
         ] {
             let refusal = lines(&fields).request(ends).unwrap_err();

@@ -224,7 +224,10 @@ impl Link {
             return Poll::Ready(Some(Err(BodyError::Cancelled)));
         };
         let incoming = &mut stream.incoming;
-        if let Some(piece) = incoming.pieces.pop() {
+        // The last piece is kept until the far side has ended the message: with it, the next hop takes the message for whole, and what
+        // comes behind could no longer spoil it.
+        let complete = incoming.ended || incoming.left != Some(0) || incoming.pieces.are_several();
+        if complete && let Some(piece) = incoming.pieces.pop() {
             state.take(id, piece.len());
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
@@ -244,6 +247,11 @@ impl Link {
         state.streams.get(&id).is_none_or(|stream| {
             stream.incoming.ended && stream.incoming.pieces.is_empty() && stream.incoming.trailers.is_none()
         })
+    }
+
+    /// Whether the far side has sent its last frame on a stream, or will not.
+    pub(super) fn has_ended(&self, id: u32) -> bool {
+        self.lock().streams.get(&id).is_none_or(|stream| stream.incoming.ended || stream.lost.is_some())
     }
 
     /// Nobody reads the stream any further.

@@ -20,6 +20,7 @@ use super::{
     driver::{Arrived, Driver},
     fault::{Code, Ended, Refusal},
     frame::{self, MAX_WINDOW},
+    head::RequestHead,
     link::{Link, Role},
     tunnel::Tunnel,
 };
@@ -52,8 +53,12 @@ pub struct Lifetime {
     pub idle: Duration,
     /// Of the connection; a tenth more or less at random.
     pub age: Duration,
+    /// While the client reads nothing of what waits for it, on a stream or on the whole connection.
+    pub write_stall: Duration,
 }
 
+/// While the process runs short of something, it waits so much less for those who do not read.
+const HURRY: u32 = 10;
 /// After a goodbye that nobody answers.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What is read after the end, so that the far side sees our last words.
@@ -104,8 +109,9 @@ where
     let start = host::now();
     let oldest = start + life.age.mul_f64(0.9 + host::random_unit() / 5.0);
     let most_requests = life.requests.saturating_sub(host::random_below(life.requests / 10 + 1)).max(1);
+    let mut told = drain.clone();
     let mut drained = pin!(drain.fired());
-    let mut clock = Clock { start, oldest, preface_since: None, idle_since: None };
+    let mut clock = Clock { start, oldest, preface_since: None, idle_since: None, stalled: None };
     let mut timer_at = start + life.first_byte;
     let mut timer = pin!(host::sleep(life.first_byte));
     let mut parting = Parting::Not;
@@ -114,8 +120,7 @@ where
         loop {
             let polled = driver.poll(cx);
             if !driver.arrived.is_empty() {
-                served += driver.arrived.len() as u64;
-                begin(&link, &mut driver, &handler, &refused);
+                served += begin(&link, &mut driver, &handler, &refused, life.write_stall);
             }
             if let Poll::Ready(ended) = polled {
                 return Poll::Ready(ended);
@@ -144,7 +149,12 @@ where
             if parting == Parting::Not && !driver.has_begun() && drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ended::Closed);
             }
-            let due = clock.due(&life, &driver, open, parting);
+            let short = told.word().relief.idle;
+            let due = match clock.stall(&life, &driver, &link, short.is_some()) {
+                Some(stall) if stall <= host::now() => return Poll::Ready(Ended::Stalled),
+                Some(stall) => stall.min(clock.due(&life, &driver, open, parting, short)),
+                None => clock.due(&life, &driver, open, parting, short),
+            };
             if due < timer_at {
                 timer_at = due;
                 timer.set(host::sleep(due.saturating_duration_since(host::now())));
@@ -157,6 +167,9 @@ where
                 // A busy connection touches the timer only when an old one has run out.
                 timer_at = due;
                 timer.set(host::sleep(due.saturating_duration_since(now)));
+                continue;
+            }
+            if clock.stalled.is_some() && clock.due(&life, &driver, open, parting, short) > now {
                 continue;
             }
             timer_at = now + FAR;
@@ -230,11 +243,20 @@ struct Clock {
     oldest: Instant,
     preface_since: Option<Instant>,
     idle_since: Option<Instant>,
+    /// Since when nothing of what waits was written, and how much had been before.
+    stalled: Option<(Instant, u64)>,
 }
 
 impl Clock {
     /// When something has to happen next.
-    fn due<S: Stream>(&mut self, life: &Lifetime, driver: &Driver<S>, open: u32, parting: Parting) -> Instant {
+    fn due<S: Stream>(
+        &mut self,
+        life: &Lifetime,
+        driver: &Driver<S>,
+        open: u32,
+        parting: Parting,
+        short: Option<Duration>,
+    ) -> Instant {
         match parting {
             Parting::Announced(since) => return since + PATIENCE,
             Parting::Final => return self.start + FAR,
@@ -250,7 +272,23 @@ impl Clock {
             self.idle_since = None;
             return self.oldest;
         }
-        (*self.idle_since.get_or_insert_with(host::now) + life.idle).min(self.oldest)
+        let idle = short.map_or(life.idle, |short| short.min(life.idle));
+        (*self.idle_since.get_or_insert_with(host::now) + idle).min(self.oldest)
+    }
+
+    /// When the client will have read nothing for too long; `None`: nothing waits for it.
+    fn stall<S: Stream>(&mut self, life: &Lifetime, driver: &Driver<S>, link: &Link, short: bool) -> Option<Instant> {
+        if life.write_stall.is_zero() || driver.is_flushed() {
+            self.stalled = None;
+            return None;
+        }
+        let written = link.lock().written;
+        let since = match self.stalled {
+            Some((since, before)) if before == written => since,
+            _ => host::now(),
+        };
+        self.stalled = Some((since, written));
+        Some(since + if short { life.write_stall / HURRY } else { life.write_stall })
     }
 }
 
@@ -268,14 +306,29 @@ fn say_goodbye(link: &Link, code: Code) {
     state.queue_frames(|out, _| frame::write_goaway(&mut out.tail, last, code));
 }
 
-/// Starts the work on what has arrived.
-fn begin<S, H, F>(link: &Arc<Link>, driver: &mut Driver<S>, handler: &H, refused: &impl Fn(Refused))
+/// Starts the work on what has arrived; on how many requests.
+fn begin<S, H, F>(
+    link: &Arc<Link>,
+    driver: &mut Driver<S>,
+    handler: &H,
+    refused: &impl Fn(Refused),
+    write_stall: Duration,
+) -> u64
 where
     S: Stream + 'static,
     H: Fn(Request<Body>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    for Arrived { stream, head } in driver.arrived.drain(..) {
+    let mut begun = 0;
+    for Arrived { stream, head } in std::mem::take(&mut driver.arrived) {
+        if let Ok(RequestHead { content: Some(0), .. }) = &head
+            && !link.has_ended(stream)
+        {
+            // Without content, but its end has not come: what comes instead could spoil it, and then it must not have been forwarded.
+            driver.arrived.push_back(Arrived { stream, head });
+            continue;
+        }
+        begun += 1;
         let head = match head {
             Ok(head) => head,
             Err(Refusal::Malformed(what)) => {
@@ -286,7 +339,8 @@ where
                 refused(Refused::Answered(fault));
                 let failure = Failure::new(fault.reason()).because(fault);
                 let asked = Asked { method: Method::GET, leaving: None };
-                work(link, stream, respond(Arc::clone(link), stream, asked, reply::reply(&failure, false)));
+                let reply = reply::reply(&failure, false);
+                work(link, stream, respond(Arc::clone(link), stream, asked, reply, write_stall));
                 continue;
             }
         };
@@ -296,10 +350,11 @@ where
         work(link, stream, async move {
             let response = handling.await;
             if let Some(link) = guard.link.take() {
-                respond(link, stream, asked, response).await;
+                respond(link, stream, asked, response, write_stall).await;
             }
         });
     }
+    begun
 }
 
 /// What the response has to know of its request.
@@ -366,7 +421,7 @@ fn request(link: &Arc<Link>, stream: u32, mut parts: request::Parts) -> Option<(
 }
 
 /// Sends a response to its end.
-async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Response<Body>) {
+async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Response<Body>, write_stall: Duration) {
     let (parts, body) = response.into_parts();
     let Asked { method, leaving } = asked;
     let _refused = match leaving {
@@ -394,9 +449,9 @@ async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Response<
     }
     // Headers live on in nobody: their memory is free before a long body.
     drop(parts);
-    let mut pump = Pump::new(link, stream, body, length, Code::INTERNAL_ERROR);
+    let mut pump = Pump::new(link, stream, body, length, Code::INTERNAL_ERROR).stalling_at_most(write_stall);
     match poll_fn(|cx| pump.poll(cx)).await {
-        Ok(()) | Err(Stopped::Broke | Stopped::Lost) => {}
+        Ok(()) | Err(Stopped::Broke { .. } | Stopped::Lost | Stopped::Stalled) => {}
     }
 }
 

@@ -67,8 +67,8 @@ pub(super) struct Outgoing {
     /// Stands in the queue of those that wait for the connection.
     pub queued: bool,
     pub sender: Option<Waker>,
-    /// The body of our message broke off.
-    pub broke: bool,
+    /// The body of our message broke off; inside: because it came too slowly.
+    pub broke: Option<bool>,
     /// Where the stream begins among all bytes that the connection ever queued.
     pub begins: u64,
 }
@@ -99,7 +99,7 @@ impl Stream {
                 window: send_window,
                 queued: false,
                 sender: None,
-                broke: false,
+                broke: None,
                 begins: 0,
             },
             lost: None,
@@ -150,6 +150,11 @@ impl Pieces {
     /// Bytes in all pieces.
     pub fn len(&self) -> usize {
         self.first.iter().chain(&self.more).map(Bytes::len).sum()
+    }
+
+    /// Whether the first is not the last.
+    pub fn are_several(&self) -> bool {
+        !self.more.is_empty()
     }
 
     /// All of it, when it is one piece or none.

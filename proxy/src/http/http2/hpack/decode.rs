@@ -112,6 +112,8 @@ fn read_name(name: &[u8]) -> Name {
         b":scheme" => Name::Scheme,
         b":status" => Name::Status,
         // RFC 9113 §8.2: "Field names MUST be converted to lowercase".
+        // It also lets a quotation mark pass, which is no token to HTTP/1.
+        _ if memchr::memchr(b'"', name).is_some() => Name::Malformed,
         _ => HeaderName::from_lowercase(name).map_or(Name::Malformed, Name::Field),
     }
 }
@@ -284,6 +286,7 @@ mod tests {
         for (name, value) in [
             (&b"Upper"[..], &b"x"[..]),
             (b"sp ace", b"x"),
+            (b"quo\"te", b"x"),
             (b":unknown", b"x"),
             (b"", b"x"),
             (b"ok", b"cr\rlf"),

@@ -34,6 +34,7 @@ const LIFE: Lifetime = Lifetime {
     head: Duration::from_secs(10),
     idle: Duration::from_secs(3600),
     age: Duration::from_secs(36_000),
+    write_stall: Duration::from_secs(30),
 };
 
 struct Raw {
