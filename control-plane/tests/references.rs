@@ -385,10 +385,6 @@ fn every_hostile_case_has_its_test() {
         if tests.iter().any(|name| name.contains(&own)) || held.contains("come") && !written {
             continue;
         }
-        // Somebody writes them at this moment; they are listed once they are there.
-        if held == "pending" && id.starts_with('T') && !written {
-            continue;
-        }
         wrong.push(format!("{id}: neither a test with its id nor what it comes with: {held}"));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -397,7 +393,7 @@ fn every_hostile_case_has_its_test() {
 #[test]
 fn m20_unsafe_code_is_where_it_is_said_to_be() {
     // The workspace denies it; a new place must be somebody's decision, here and beside the code.
-    let known = ["proxy/src/accept/socket.rs"];
+    let known = ["proxy/src/accept/socket.rs", "proxy/src/host.rs"];
     let mut found = BTreeSet::new();
     let mut folders = vec![root()];
     while let Some(folder) = folders.pop() {

@@ -170,7 +170,7 @@ pub struct Limits {
     pub trailer_fields: usize,
     /// Chunk extensions in one HTTP/1 body; they are dropped in any case. Default 4 KiB.
     pub chunk_extension_bytes: usize,
-    /// Interim (1xx) responses of an HTTP/1 endpoint for one request. Default 32.
+    /// Interim (1xx) responses of an endpoint for one request. Default 32.
     pub interim_responses: usize,
     /// Streams at once on one downstream HTTP/2 connection. Default 100; from a mesh peer 1000.
     pub http2_streams: u32,
@@ -180,12 +180,12 @@ pub struct Limits {
     pub http2_stream_window_bytes: u32,
     /// Receive window of one connection. Default 16 MiB.
     pub http2_connection_window_bytes: u32,
-    /// Streams reset by the peer before we looked at them. Default 20.
+    /// HTTP/2 streams opened and reset at once that use up the account of `http2_control_frames`. Default 20.
     pub http2_pending_resets: usize,
-    /// HTTP/2 control frames (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) without a request, or from an endpoint without a
-    /// response, before the connection is closed; carried bytes and time earn new ones. Default 1000.
+    /// HTTP/2 frames that carry nothing (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) without a finished exchange between them,
+    /// before the connection is closed; carried bytes and time earn new ones. Default 1000.
     pub http2_control_frames: u32,
-    /// Streams reset by us for the peer's errors. Default 100.
+    /// HTTP/2 streams that break a rule, or are reset while we work on them, that use up the account of `http2_control_frames`. Default 100.
     pub http2_local_resets: usize,
     /// Bytes buffered for one connection and direction. Default 256 KiB.
     pub connection_buffer_bytes: usize,

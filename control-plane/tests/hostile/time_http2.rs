@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    frames::{self, ACK, GOAWAY, HEADERS, PREFACE, SETTINGS, WINDOW_UPDATE, frame},
+    frames::{self, ACK, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame},
     sidecar::{Service, Stage},
     wire::{self, PATIENCE, read_to_end, says},
 };
@@ -106,7 +106,10 @@ fn t04_an_http2_stream_that_is_never_read_is_cut() {
     let mut io = wire::connect(inbound);
     io.write_all(&get("/", 1000)).unwrap();
     assert_eq!(answered(&mut io, 1), 200);
-    sidecar.wait_metric("outrigger_upstream_connections_active", &["inbound"], |open| open == 0.0);
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    let reset = std::iter::from_fn(|| frames::read(&mut io)).find(|frame| frame.kind == RST_STREAM);
+    assert_eq!(reset.map(|frame| frame.stream), Some(1), "the stream is still held");
+    drop(sidecar);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[test]
-fn many_requests_share_a_connection_and_stay_http2() {
+fn many_requests_share_a_connection_and_calls_stay_http2() {
     // A client of HTTP/2 multiplexes; an application that needs HTTP/2 must see it.
     let Some(world) = world() else { return };
     let address = world.service("api-v1.shop", 80);
@@ -21,12 +21,15 @@ fn many_requests_share_a_connection_and_stay_http2() {
         let asked = (0..50).map(|number| {
             let mut sender = sender.clone();
             async move {
+                // Calls of gRPC are HTTP/2 everywhere; the port is declared as plain HTTP, so everything else gets HTTP/1.1.
+                let (kind, version) =
+                    if number % 2 == 0 { ("application/grpc", "HTTP/2.0") } else { ("text/plain", "HTTP/1.1") };
                 let uri = format!("http://api-v1/{number}");
-                let request = Request::get(uri).body(Full::default()).unwrap();
+                let request = Request::get(uri).header("content-type", kind).body(Full::default()).unwrap();
                 let answer = sender.send_request(request).await.unwrap();
                 assert_eq!(answer.version(), Version::HTTP_2);
                 let seen: Value = serde_json::from_slice(collect(answer).await.unwrap().body()).unwrap();
-                assert_eq!((&seen["path"], &seen["version"]), (&format!("/{number}").into(), &"HTTP/2.0".into()));
+                assert_eq!((&seen["path"], &seen["version"]), (&format!("/{number}").into(), &version.into()));
             }
         });
         join_all(asked).await;
@@ -51,7 +54,7 @@ fn large_bodies_and_trailers_survive() {
             }
         });
         join_all(uploads).await;
-        let request = Request::get("http://api-v1/chunks").body(Full::default()).unwrap();
+        let request = Request::get("http://api-v1/chunks").header("te", "trailers").body(Full::default()).unwrap();
         let collected = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
         assert_eq!(collected.trailers().unwrap()["x-sum"], "6");
         assert_eq!(collected.to_bytes(), "onetwothree");

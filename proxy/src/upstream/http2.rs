@@ -125,7 +125,7 @@ impl Stream {
         let answering = self.connection.connection.send(request, body, interim);
         let connection = Arc::clone(&self.connection);
         async move {
-            let Ok(answering) = answering else {
+            let Some(answering) = answering else {
                 let ended = connection.connection.ended().unwrap_or(Ended::Closed);
                 return Err(Failure::new(Reason::UpstreamReset).sent(Sent::Nothing).because(ended));
             };

@@ -87,8 +87,13 @@ pub(super) struct Pump {
 /// How long a piece may wait for the far side to take some of it.
 struct Stall {
     limit: Duration,
-    /// Since the piece had this length.
-    waiting: Option<(usize, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    /// The piece has had this length since.
+    left: usize,
+    timer: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 /// Why a body did not go out whole.
@@ -179,11 +184,11 @@ impl Pump {
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         let Some(stall) = &mut self.stall else { return Poll::Pending };
         let left = self.piece.len();
-        if stall.waiting.as_ref().is_none_or(|(before, _)| *before != left) {
-            stall.waiting = Some((left, Box::pin(host::sleep(stall.limit))));
-        }
-        let Some((_, timer)) = &mut stall.waiting else { return Poll::Pending };
-        ready!(timer.as_mut().poll(cx));
+        let waiting = match stall.waiting.take() {
+            Some(waiting) if waiting.left == left => waiting,
+            _ => Waiting { left, timer: Box::pin(host::sleep(stall.limit)) },
+        };
+        ready!(stall.waiting.insert(waiting).timer.as_mut().poll(cx));
         Poll::Ready(Err(Stopped::Stalled))
     }
 

@@ -140,11 +140,8 @@ impl Connection {
         self.0.lock().ended.clone()
     }
 
-    /// Sends a request; its head is queued before this returns.
-    ///
-    /// # Errors
-    /// The body, when the connection takes no more requests: nothing was sent.
-    pub fn send(&self, request: &Outgoing<'_>, mut body: Body, announce: Option<Interim>) -> Result<Answering, Body> {
+    /// Sends a request; its head is queued before this returns. `None`: the connection takes no more requests, nothing was sent.
+    pub fn send(&self, request: &Outgoing<'_>, mut body: Body, announce: Option<Interim>) -> Option<Answering> {
         let length = match body.size_hint().exact() {
             // RFC 9110 §8.6: methods that are expected to bring content say when there is none.
             Some(0) if matches!(*request.line.method, Method::POST | Method::PUT | Method::PATCH) => Some(0),
@@ -153,9 +150,7 @@ impl Connection {
         };
         let end = body.is_end_stream() || length == Some(0);
         let mut state = self.0.lock();
-        let Some(stream) = state.send_request(&request.line, request.headers, request.own, length, end) else {
-            return Err(body);
-        };
+        let stream = state.send_request(&request.line, request.headers, request.own, length, end)?;
         if let Some(stream) = state.streams.get_mut(&stream) {
             let bodiless = *request.line.method == Method::HEAD;
             stream.incoming.answer = Some(Answer { bodiless, interim: 0, announce, head: None });
@@ -174,7 +169,7 @@ impl Connection {
                 });
             }
         }
-        Ok(Answering { link: Arc::clone(&self.0), stream, over: false })
+        Some(Answering { link: Arc::clone(&self.0), stream, over: false })
     }
 }
 

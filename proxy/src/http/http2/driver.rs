@@ -167,8 +167,9 @@ impl<S: Stream> Driver<S> {
             }
             if !self.writing.is_empty() {
                 let state = self.link.lock();
-                if state.out.len() >= state.rules.buffer_bytes {
-                    // Whoever does not read our answers need not be heard.
+                // Contents stop at the buffer's size; what is beyond are heads and replies, which whoever does not read them could ask
+                // for without end. A client never stops reading: two that wait for each other would wait for ever.
+                if state.role == Role::Server && state.out.len() >= state.rules.buffer_bytes.saturating_mul(2) {
                     self.stalled = true;
                     return Poll::Pending;
                 }
@@ -578,11 +579,10 @@ fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 
         state.spend(Deed::Control)?;
     }
     match head.kind {
-        kind::SETTINGS if head.has(flag::ACK) => {
-            if !payload.is_empty() {
-                return Err(Offence { code: Code::FRAME_SIZE_ERROR, what: "an acknowledgement with settings" }.into());
-            }
+        kind::SETTINGS if head.has(flag::ACK) && !payload.is_empty() => {
+            return Err(Offence { code: Code::FRAME_SIZE_ERROR, what: "an acknowledgement with settings" }.into());
         }
+        kind::SETTINGS if head.has(flag::ACK) => {}
         kind::SETTINGS => {
             let mut result = Ok(());
             frame::settings(payload, |id, value| {

@@ -314,6 +314,10 @@ impl Link {
                 if end {
                     state.settle(id);
                 }
+                if !state.queue.is_empty() {
+                    // It may have taken less than its share.
+                    state.wake_queue();
+                }
                 return Poll::Ready(Ok(()));
             }
         }
@@ -570,8 +574,8 @@ impl State {
             work.abort();
         }
         stream.wake_all();
-        if stream.outgoing.queued {
-            // Whoever stands behind it has its turn.
+        if !self.queue.is_empty() {
+            // It may have been given its turn and does not use it.
             self.wake_queue();
         }
         self.settle(id);

@@ -135,7 +135,7 @@ impl<T> Dynamic<T> {
     /// Adds an entry and drops the oldest until it fits; one that never fits only empties the table (RFC 7541 §4.4). What was
     /// dropped is handed to `dropped`.
     pub fn add(&mut self, entry: T, bytes: usize, dropped: impl FnMut(T)) -> bool {
-        self.make_room(self.limit.checked_sub(bytes).unwrap_or_default(), dropped);
+        self.make_room(self.limit.saturating_sub(bytes), dropped);
         if bytes > self.limit {
             return false;
         }

@@ -17,8 +17,10 @@ use tokio::{
 
 use super::{
     super::{
+        client,
         frame::{FIRST_WINDOW, HEAD_BYTES, Head, MAX_PAYLOAD, PREFACE, flag, kind},
         hpack::encode::Encoder,
+        link::RequestLine,
     },
     *,
 };
@@ -500,6 +502,61 @@ async fn many_large_answers_share_the_connection() {
         }
     }
     assert_eq!(left, [0; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_ends_that_are_full_do_not_wait_for_each_other() {
+    // Uploads that come back as they go fill both directions of a connection; if neither end read on, both would stand still.
+    const BYTES: usize = 400_000;
+    let (near, far) = duplex(4096);
+    let (_trigger, watch) = drain();
+    let limits = Limits { connection_buffer_bytes: 20_000, ..limits() };
+    let rules = Rules::new(&limits, 4);
+    tokio::spawn(async move { serve(far, rules, LIFE, watch, echo, |_| {}).await });
+    let pings = client::Pings { interval: Duration::from_secs(600), timeout: Duration::from_secs(600) };
+    let connection = client::open(near, Rules::new(&limits, 0), pings);
+    let authority = http::uri::Authority::from_static("a.test");
+    let line = RequestLine { method: &Method::POST, authority: &authority, path: "/" };
+    let request = client::Outgoing { line, headers: &HeaderMap::new(), own: &[] };
+    let answers: Vec<_> = (0..4)
+        .map(|_| {
+            let (feed, body) = fed();
+            tokio::spawn(async move {
+                for _ in 0..BYTES / 10_000 {
+                    let _ = feed.send(Ok(http_body::Frame::data(vec![b'x'; 10_000].into()))).await;
+                }
+            });
+            let answering = connection.send(&request, body, None).unwrap();
+            tokio::spawn(async move { answering.await.unwrap().into_body().collect().await.unwrap().to_bytes().len() })
+        })
+        .collect();
+    for answer in answers {
+        let bytes = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("both stand still").unwrap();
+        assert_eq!(bytes, BYTES);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_stream_leaves_of_the_connection_goes_to_the_next() {
+    // Otherwise all stand still: the client widens its window only once it has read enough, and nobody sends.
+    let mut raw = Raw::with(&limits(), |request: Request<Body>| async move {
+        let bytes = if request.uri().path() == "/p" { 4000 } else { FIRST_WINDOW as usize };
+        Response::new(Body::full(vec![b'x'; bytes]))
+    })
+    .await;
+    let all = GET.map(|(name, value)| (name, if name == ":path" { "/all" } else { value }));
+    raw.headers(1, flag::END_HEADERS | flag::END_STREAM, &all).await;
+    while !raw.until(kind::DATA).await.head.has(flag::END_STREAM) {}
+    for stream in [3, 5, 7] {
+        raw.get(stream).await;
+    }
+    for _ in 0..3 {
+        raw.until(kind::HEADERS).await;
+    }
+    raw.send(kind::WINDOW_UPDATE, 0, 0, &16_000_u32.to_be_bytes()).await;
+    for _ in 0..3 {
+        assert_eq!(raw.until(kind::DATA).await.payload.len(), 4000);
+    }
 }
 
 #[tokio::test(start_paused = true)]
