@@ -35,6 +35,8 @@ const REQUIRE: &str = "OUTRIGGER_REQUIRE_VALGRIND";
 
 /// How much worse than on record is a failure.
 const WORSE_PERCENT: f64 = 5.0;
+/// Countings before a step is said to have become worse.
+const RUNS: usize = 5;
 /// How often each step is done while it is counted.
 const TIMES: u32 = 200;
 
@@ -280,14 +282,25 @@ fn steps_take_no_more_instructions_than_on_record() {
         let line = text.lines().find_map(|line| line.split_once(": ").filter(|(name, _)| *name == wanted));
         line.map(|(_, count)| count.parse::<f64>().unwrap())
     };
+    let mut measured = measured;
     let mut worse = String::new();
-    for (name, count) in &measured {
-        assert!(*count >= 1.0, "{name}: nothing was counted");
-        let record = on_record(name).unwrap_or_else(|| panic!("\"{name}\" is not on record (hint: {REWRITE}=1)"));
-        println!("{name}: {count:.0}, on record {record:.0}");
-        if *count > record * (1.0 + WORSE_PERCENT / 100.0) {
-            let _ = writeln!(worse, "{name}: {count:.0} instructions, {record:.0} on record");
+    for _ in 0..RUNS {
+        worse.clear();
+        for (name, count) in &measured {
+            assert!(*count >= 1.0, "{name}: nothing was counted");
+            let record = on_record(name).unwrap_or_else(|| panic!("\"{name}\" is not on record (hint: {REWRITE}=1)"));
+            println!("{name}: {count:.0}, on record {record:.0}");
+            if *count > record * (1.0 + WORSE_PERCENT / 100.0) {
+                let _ = writeln!(worse, "{name}: {count:.0} instructions, {record:.0} on record");
+            }
+        }
+        if worse.is_empty() {
+            return;
+        }
+        // Hash tables are seeded anew in each process, and now and then two keys meet: the least of some runs is what a step takes.
+        for ((_, least), again) in measured.iter_mut().zip(count().unwrap()) {
+            *least = least.min(again);
         }
     }
-    assert!(worse.is_empty(), "\n{worse}(hint: {REWRITE}=1 records them, if that is what they have to be)");
+    panic!("\n{worse}(hint: {REWRITE}=1 records them, if that is what they have to be)");
 }

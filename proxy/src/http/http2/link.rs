@@ -241,7 +241,7 @@ impl Link {
         Poll::Pending
     }
 
-    /// Content still to come, if it was announced.
+    /// Whether nothing comes on the stream any more.
     pub(super) fn is_over(&self, id: u32) -> bool {
         let state = self.lock();
         state.streams.get(&id).is_none_or(|stream| {
