@@ -121,7 +121,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
     if mode == PeerMode::Disable {
         worker.telemetry.connection_secured(Direction::Inbound, Security::None);
         let authorized = authorize_connection(mode, false)?;
-        return carry(io, None, None, entry(None, authorized), worker).await;
+        return carry_plaintext(io, None, None, entry(None, authorized), port, worker).await;
     }
     // STRICT: only a client that speaks can be let in. PERMISSIVE: a silent one may be waiting for the server, or its first bytes
     // are still on their way, and may yet be those of a mesh peer.
@@ -174,15 +174,7 @@ async fn admit(accepted: Accepted, way: Way, worker: Worker) -> Result<(), Failu
                 }
             };
             worker.telemetry.connection_secured(Direction::Inbound, Security::None);
-            let entry = entry(None, authorized);
-            // Boxed: two futures in one would make every connection's larger.
-            let carried = Box::pin(carry(io, detected, opened, entry, worker));
-            tokio::select! {
-                biased;
-                ended = carried => ended,
-                // Whoever came before the door was shut is not left inside.
-                () = residents.until_strict(port) => Err(Reason::PlaintextRefused.into()),
-            }
+            carry_plaintext(io, detected, opened, entry(None, authorized), port, worker).await
         }
     }
 }
@@ -217,6 +209,26 @@ async fn carry_mesh<S: Stream + OverTcp + 'static>(io: S, entry: Entry, worker: 
         Some(Alpn::MeshOpaque) | None => return forward_opaque(Rewound::new(io), None, &entry, &worker).await,
     };
     serve_http(Rewound::new(io), version, entry, worker).await
+}
+
+/// Carries a connection without mutual TLS, for as long as its port takes such.
+async fn carry_plaintext<S: Stream + OverTcp + 'static>(
+    io: Rewound<S>,
+    detected: Option<Detected>,
+    opened: Option<opaque::Opened>,
+    entry: Entry,
+    port: u16,
+    worker: Worker,
+) -> Result<(), Failure> {
+    let residents = Arc::clone(&worker.residents);
+    // Boxed: two futures in one would make every connection's larger.
+    let carried = Box::pin(carry(io, detected, opened, entry, worker));
+    tokio::select! {
+        biased;
+        ended = carried => ended,
+        // Whoever came before the door was shut is not left inside.
+        () = residents.until_strict(port) => Err(Reason::PlaintextRefused.into()),
+    }
 }
 
 /// Carries plaintext by what the port declares or the first bytes say.

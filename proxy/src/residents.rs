@@ -9,7 +9,10 @@ use http::HeaderValue;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    config::{demand::Demand, view::PeerMode},
+    config::{
+        demand::Demand,
+        view::{InboundPort, PeerMode},
+    },
     drain::DrainWatch,
     http::serve::ServeSettings,
     identity::Identity,
@@ -49,8 +52,8 @@ pub struct Residents {
     /// Fires when outbound connections should finish.
     pub outbound_drain: DrainWatch,
     mesh: ArcSwapOption<Mesh>,
-    /// Generations, as they take effect; for connections that a change may end.
-    published: watch::Sender<u64>,
+    /// The last generation that changed which ports take plaintext; for connections that such a change ends.
+    modes: watch::Sender<u64>,
 }
 
 /// One worker's share.
@@ -120,7 +123,7 @@ impl Residents {
             inbound_drain: parts.inbound_drain,
             outbound_drain: parts.outbound_drain,
             mesh: ArcSwapOption::empty(),
-            published: watch::Sender::new(0),
+            modes: watch::Sender::new(0),
             settings,
         }
     }
@@ -146,16 +149,12 @@ impl Residents {
 
     /// Waits until this port of the application takes no plaintext any more.
     pub async fn until_strict(&self, port: u16) {
-        let mut published = self.published.subscribe();
+        let mut modes = self.modes.subscribe();
         loop {
-            let mode = self.mesh().map(|mesh| {
-                let node = &mesh.view.node;
-                node.inbound.get(&port).map_or(node.default_peer_mode, |inbound| inbound.peer_mode)
-            });
-            if mode == Some(PeerMode::Strict) {
+            if self.mesh().is_some_and(|mesh| mesh.view.node.peer_mode(port) == PeerMode::Strict) {
                 return;
             }
-            if published.changed().await.is_err() {
+            if modes.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -171,8 +170,18 @@ impl Residents {
         let previous = self.mesh.load_full();
         let generation = view.generation;
         let mesh = self.upstreams.join(view, previous.as_deref());
+        let modes_changed = previous.as_ref().is_none_or(|previous| {
+            let (old, new) = (&previous.view.node, &mesh.view.node);
+            let same = |(port, inbound): (&u16, &InboundPort)| old.peer_mode(*port) == inbound.peer_mode;
+            old.default_peer_mode != new.default_peer_mode
+                || old.inbound.len() != new.inbound.len()
+                || !new.inbound.iter().all(same)
+        });
         self.mesh.store(Some(Arc::new(mesh)));
-        self.published.send_replace(generation);
+        if modes_changed {
+            // Not for every swap: each connection in plaintext is woken.
+            self.modes.send_replace(generation);
+        }
         self.telemetry.config_swapped(generation);
     }
 }

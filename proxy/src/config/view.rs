@@ -46,6 +46,13 @@ pub struct Node {
     pub connect_timeout: Duration,
 }
 
+impl Node {
+    /// Which clients may use this port of the application.
+    pub fn peer_mode(&self, port: u16) -> PeerMode {
+        self.inbound.get(&port).map_or(self.default_peer_mode, |inbound| inbound.peer_mode)
+    }
+}
+
 /// What is known of one application port.
 #[derive(Clone, Debug)]
 pub struct InboundPort {

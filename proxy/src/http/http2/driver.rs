@@ -351,7 +351,7 @@ impl<S: Stream> Driver<S> {
         if let Some(offence) = offence {
             state.take_from_connection(head.length);
             self.received.advance(head.length);
-            if offence.code == Code::STREAM_CLOSED && state.was_reset(head.stream) {
+            if offence.code == Code::STREAM_CLOSED && state.may_lag(head.stream) {
                 return state.spend(Deed::Control);
             }
             return state.offend(head.stream, offence);
@@ -464,7 +464,7 @@ impl<S: Stream> Driver<S> {
             return Err(Offence::protocol("HEADERS on a stream that was never opened").into());
         }
         let Some(stream) = state.streams.get_mut(&id).filter(|stream| stream.lost.is_none()) else {
-            if state.was_reset(id) {
+            if state.may_lag(id) {
                 return state.spend(Deed::Control);
             }
             // Every stream from 1 on was opened: it has ended. Otherwise it may be one that was passed over.
@@ -539,7 +539,7 @@ impl<S: Stream> Driver<S> {
         if state.open >= state.rules.streams {
             state.last = id;
             state.opened += 1;
-            state.queue_frames(|out, _| frame::write_reset(&mut out.tail, id, Code::REFUSED_STREAM));
+            state.refuse(id);
             return state.spend(Deed::Control);
         }
         state.open(id);

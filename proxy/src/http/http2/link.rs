@@ -314,10 +314,6 @@ impl Link {
                 if end {
                     state.settle(id);
                 }
-                if !state.queue.is_empty() {
-                    // It may have taken less than its share.
-                    state.wake_queue();
-                }
                 return Poll::Ready(Ok(()));
             }
         }
@@ -472,7 +468,7 @@ impl State {
         if self.goodbye || self.ended.is_some() || id > MAX_WINDOW {
             return None;
         }
-        let mut stream = Stream::new(self.rules.stream_window, self.first_send_window);
+        let mut stream = Stream::new(self.rules.stream_window.max(FIRST_WINDOW), self.first_send_window);
         stream.outgoing.ended = end;
         stream.outgoing.begins = self.queued;
         self.last = id;
@@ -626,9 +622,16 @@ impl State {
         self.budget.carry(bytes);
     }
 
-    /// Whether we reset this stream, so that the far side may not have known.
-    pub fn was_reset(&self, id: u32) -> bool {
-        self.reset.contains(&id)
+    /// Whether frames on this stream, which is not open any more, may have been on their way when we reset or refused it or said
+    /// goodbye: they are no offence.
+    pub fn may_lag(&self, id: u32) -> bool {
+        id > self.accept_up_to || self.reset.contains(&id)
+    }
+
+    /// Turns a stream away that nobody has looked at (RFC 9113 §8.7).
+    pub fn refuse(&mut self, id: u32) {
+        self.remember_reset(id);
+        self.queue_frames(|out, _| frame::write_reset(&mut out.tail, id, Code::REFUSED_STREAM));
     }
 
     /// # Errors
@@ -735,7 +738,8 @@ impl State {
         self.last = id;
         self.opened += 1;
         self.open += 1;
-        let stream = Stream::new(self.rules.stream_window, self.first_send_window);
+        // Before it has seen our settings it may use the window of the standard (RFC 9113 §6.9.3).
+        let stream = Stream::new(self.rules.stream_window.max(FIRST_WINDOW), self.first_send_window);
         self.streams.insert(id, stream);
     }
 

@@ -364,6 +364,32 @@ async fn more_streams_than_allowed_are_refused_and_the_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_on_its_way_to_a_stream_that_was_turned_away_is_no_offence() {
+    // Clients learn of a refusal or a goodbye only after they have sent content; the requests beside it would be lost.
+    let mut raw = Raw::echo().await;
+    for stream in [1, 3, 5, 7] {
+        raw.headers(stream, flag::END_HEADERS, &POST).await;
+    }
+    for stream in (9..25).step_by(2) {
+        raw.headers(stream, flag::END_HEADERS, &POST).await;
+        raw.send(kind::DATA, 0, stream, &[b'x'; 2000]).await;
+        raw.headers(stream, flag::END_HEADERS | flag::END_STREAM, &[("x-sum", "1")]).await;
+        assert_eq!(raw.verdict().await, (stream, Code::REFUSED_STREAM));
+    }
+    raw.drain.fire();
+    let ping = raw.until(kind::PING).await;
+    raw.send(kind::PING, flag::ACK, 0, &ping.payload).await;
+    raw.until(kind::GOAWAY).await;
+    for stream in (25..41).step_by(2) {
+        raw.headers(stream, flag::END_HEADERS, &POST).await;
+        raw.send(kind::DATA, 0, stream, &[b'x'; 2000]).await;
+        raw.headers(stream, flag::END_HEADERS | flag::END_STREAM, &[("x-sum", "1")]).await;
+    }
+    raw.send(kind::DATA, flag::END_STREAM, 3, b"still here").await;
+    assert_eq!(raw.until(kind::DATA).await.payload, b"still here");
+}
+
+#[tokio::test(start_paused = true)]
 async fn floods_end_the_connection() {
     // Each costs a client next to nothing and us a frame, an allocation or a task (CVE-2019-9511 to 9518, CVE-2023-44487, CVE-2024-27316).
     let open = raw_frame(kind::HEADERS, flag::END_HEADERS, 1, &block(&mut Encoder::default(), &POST));
