@@ -17,7 +17,7 @@ use outrigger_proxy::{
     balance::{Algorithm, Candidate, Cost, PickContext, Standing, pick, pick_equal},
     config::apply::{Assembler, Held},
     host,
-    http::{body::Body, normalize::normalize},
+    http::{normalize::normalize, seen::Seen},
     resilience::retry::RetryPolicy,
     route::{Action, Arm, HeaderEdit, HttpRule, Leg, PathMatch, RequestMatch, RouteTable, Split},
     settings::Limits,
@@ -131,10 +131,11 @@ fn normalise(bencher: Bencher<'_, '_>) {
         ] {
             request = request.header(name, value);
         }
-        request.body(Body::empty()).unwrap()
+        request.body(()).unwrap().into_parts().0
     };
     bencher.with_inputs(request).bench_local_values(|mut request| {
-        normalize(&mut request, &limits).unwrap();
+        let seen = Seen::of(&request.headers);
+        normalize(&mut request, false, seen, &limits).unwrap();
         request
     });
 }

@@ -5,11 +5,13 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, request::Parts};
+use http_body::Body as _;
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 
@@ -23,11 +25,12 @@ use crate::{
     config::view::{PeerMode, Protocol},
     detect::{ClientHello, Detected, Rewound},
     failure::{Failure, Reason},
-    host::{self, Instant, Stream},
+    host::{self, Stream},
     http::{
-        Body, grpc, headers,
-        normalize::{self, normalize},
-        reply::{self, reply},
+        Body, Downstream, grpc, headers,
+        normalize::normalize,
+        reply::reply,
+        seen::Field,
         serve::{self, Version},
         upgrade,
     },
@@ -320,7 +323,7 @@ async fn serve_http<S: Stream + 'static>(
     let settings = if entry.peer.is_some() { &residents.serve_mesh } else { &residents.serve };
     let entry = Arc::new(entry);
     let (telemetry, connection) = (Arc::clone(&worker.telemetry), Arc::clone(&entry));
-    let handler = move |request| serve_request(request, Arc::clone(&entry), worker.clone());
+    let handler = move |request, downstream| serve_request(request, downstream, Arc::clone(&entry), worker.clone());
     let refused = move |fault| {
         let mut record = RequestRecord::open(&telemetry, Direction::Inbound, host::now());
         record.describe(|log| log.connection.downstream_remote = Some(connection.remote));
@@ -334,18 +337,25 @@ async fn serve_http<S: Stream + 'static>(
 }
 
 /// Carries one request to the application and its response back.
-async fn serve_request(mut request: Request<Body>, entry: Arc<Entry>, worker: Worker) -> Response<Body> {
-    let started = host::now();
-    let mut record = RequestRecord::open(&worker.telemetry, Direction::Inbound, started);
-    record.head(request.method(), request.uri(), request.version(), request.headers());
+async fn serve_request(
+    request: Request<Body>,
+    downstream: Downstream,
+    entry: Arc<Entry>,
+    worker: Worker,
+) -> Response<Body> {
+    let (request, body) = request.into_parts();
+    let mut record = RequestRecord::open(&worker.telemetry, Direction::Inbound, downstream.at);
+    record.head(&request.method, &request.uri, request.version, &request.headers);
     record.describe(|log| log.connection.downstream_remote = Some(entry.remote));
     record.source(entry.source);
     record.security(entry.security());
-    let grpc = grpc::is_grpc(request.headers());
+    let grpc = downstream.seen.has(Field::ContentType) && grpc::is_grpc(&request.headers);
     if grpc {
         record.protocol(telemetry::RequestProtocol::Grpc);
     }
-    match answer(&mut request, &entry, started, &worker, &mut record).await {
+    // Pinned where it lies: awaited as a value, a future is copied twice before it is polled.
+    let outcome = pin!(answer(request, body, downstream, &entry, &worker, &mut record)).await;
+    match outcome {
         Ok((settled, uploaded)) => settled.attach(record, uploaded),
         Err(failure) => {
             debug!(%failure, "request failed");
@@ -355,19 +365,21 @@ async fn serve_request(mut request: Request<Body>, entry: Arc<Entry>, worker: Wo
 }
 
 async fn answer(
-    request: &mut Request<Body>,
+    mut request: Parts,
+    body: Body,
+    downstream: Downstream,
     entry: &Entry,
-    started: Instant,
     worker: &Worker,
     record: &mut RequestRecord,
 ) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
     let residents = &worker.residents;
     residents.overload.admit()?;
-    let wanted = upgrade::wants_upgrade(request);
-    let leaving = wanted.as_ref().map(|_| upgrade::take(request));
+    let Downstream { at: started, mut seen, interim } = downstream;
+    let wanted = upgrade::wants_upgrade(&request, seen);
+    let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
     // The marks are promises of one sidecar to another; from anybody else it is only a header, and goes.
-    let carried = headers::take_orig_proto(request.headers_mut()).filter(|_| entry.peer.is_some());
-    let introduction = request.headers_mut().remove(headers::PEER);
+    let carried = headers::take_orig_proto(&mut request.headers, &mut seen).filter(|_| entry.peer.is_some());
+    let introduction = headers::take_introduction(&mut request.headers, &mut seen);
     if let Some(peer) = &entry.peer {
         if let Some(introduction) = introduction {
             entry.introduced.get_or_init(|| {
@@ -379,23 +391,24 @@ async fn answer(
             record.source(*source);
         }
     }
-    normalize(request, &residents.settings.limits)?;
+    let target = normalize(&mut request, !body.is_end_stream(), seen, &residents.settings.limits)?;
     if let Some(version) = carried {
-        *request.version_mut() = version;
+        request.version = version;
     }
-    let authority = normalize::authority(request).cloned().ok_or(Reason::BadRequest)?;
-    let id = headers::request_id(request.headers_mut());
+    let authority = target.authority.ok_or(Reason::BadRequest)?;
+    let id = headers::request_id(&mut request.headers, seen);
     record.describe(|log| log.request_id = Some(id));
-    headers::set_client_cert(request.headers_mut(), entry.caller.as_ref());
-    let (parts, body) = std::mem::take(request).into_parts();
+    headers::set_client_cert(&mut request.headers, seen, entry.caller.as_ref());
     let route = &entry.route;
     let forward = Forward::straight(route);
-    let deadline = Deadline::after(started, grpc::timeout(&parts.headers));
-    let mut head = forward.head(parts, authority, wanted.clone())?;
+    let asked = if seen.has(Field::GrpcTimeout) { grpc::timeout(&request.headers) } else { None };
+    let deadline = Deadline::after(started, asked);
+    let mut head = forward.head(request, seen, authority, wanted.clone())?;
+    head.interim = Some(interim);
     head.speak_as_declared(entry.protocol);
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
-    let mut exchange = Exchange::new(route, worker.carrier(Direction::Inbound), head, body);
-    let outcome = call(forward.plan(deadline, &residents.inbound_retry), &mut exchange).await;
+    let mut exchange = Exchange::new(route, worker.carrier(Direction::Inbound), head, body, started);
+    let outcome = pin!(call(forward.plan(deadline, &residents.inbound_retry), started, &mut exchange)).await;
     record.upstream(entry.application);
     let answer = match outcome {
         Ok(answer) => answer,
@@ -406,10 +419,13 @@ async fn answer(
             return Err(failure);
         }
     };
-    let mut settled = Settled::answered(answer).edited(&forward);
+    let mut settled = Settled::answered(answer);
+    settled.edit(&forward);
     // Only a sidecar speaks of sidecars: whatever the application says under these names is not passed on.
-    settled.response_mut().headers_mut().remove(reply::ERROR);
-    Ok((settled.within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
+    settled.remove_error();
+    settled.end_at(deadline);
+    settled.upgrade(wanted, leaving, &residents.settings);
+    Ok((settled, uploaded))
 }
 
 impl Entry {

@@ -3,9 +3,15 @@
 //! A connection comes in one of three ways ([`Way`]); what it speaks is declared or found out; HTTP is carried request
 //! by request with the newest picture of the mesh, everything else as bytes.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use http::{Request, Response, uri::Authority};
+use http::{Request, Response, request::Parts, uri::Authority};
+use http_body::Body as _;
 use tokio::io::AsyncReadExt;
 use tracing::debug;
 
@@ -17,11 +23,12 @@ use crate::{
     },
     detect::{Detected, Rewound},
     failure::{Failure, Reason},
-    host::{self, Instant, Stream},
+    host::{self, Stream},
     http::{
-        Body, grpc, headers,
-        normalize::{self, normalize},
+        Body, Downstream, grpc, headers,
+        normalize::normalize,
         reply::reply,
+        seen::Field,
         serve::{self, Version},
         upgrade,
     },
@@ -225,7 +232,8 @@ async fn serve_http<S: Stream + 'static>(
     let residents = Arc::clone(&worker.residents);
     let scope = Arc::new(scope);
     let telemetry = Arc::clone(&worker.telemetry);
-    let handler = move |request| serve_request(request, Arc::clone(&scope), peer, worker.clone());
+    let handler =
+        move |request, downstream| serve_request(request, downstream, Arc::clone(&scope), peer, worker.clone());
     let refused = move |fault| {
         let mut record = RequestRecord::open(&telemetry, Direction::Outbound, host::now());
         record.describe(|log| log.connection.downstream_remote = Some(peer));
@@ -238,26 +246,29 @@ async fn serve_http<S: Stream + 'static>(
 
 /// Carries one request to an endpoint and its response back, with the newest picture of the mesh.
 async fn serve_request(
-    mut request: Request<Body>,
+    request: Request<Body>,
+    downstream: Downstream,
     scope: Arc<Scope>,
     peer: SocketAddr,
     worker: Worker,
 ) -> Response<Body> {
-    let started = host::now();
-    let mut record = RequestRecord::open(&worker.telemetry, Direction::Outbound, started);
-    record.head(request.method(), request.uri(), request.version(), request.headers());
+    let (mut request, body) = request.into_parts();
+    let mut record = RequestRecord::open(&worker.telemetry, Direction::Outbound, downstream.at);
+    record.head(&request.method, &request.uri, request.version, &request.headers);
     record.describe(|log| log.connection.downstream_remote = Some(peer));
-    let grpc = grpc::is_grpc(request.headers());
+    let grpc = downstream.seen.has(Field::ContentType) && grpc::is_grpc(&request.headers);
     if grpc {
         record.protocol(telemetry::RequestProtocol::Grpc);
     }
-    if request.method() == http::Method::CONNECT && matches!(*scope, Scope::Proxy) {
+    if request.method == http::Method::CONNECT && matches!(*scope, Scope::Proxy) {
         return match Box::pin(open_tunnel(&mut request, peer, &worker)).await {
             Ok(response) => settle::own(response, record),
             Err(failure) => settle::failed(reply(&failure, false), &failure, record),
         };
     }
-    match answer(&mut request, &scope, started, &worker, &mut record).await {
+    // Pinned where it lies: awaited as a value, a future is copied twice before it is polled.
+    let outcome = pin!(answer(request, body, downstream, &scope, &worker, &mut record)).await;
+    match outcome {
         Ok((settled, uploaded)) => settled.attach(record, uploaded),
         Err(failure) => {
             debug!(%failure, "request failed");
@@ -267,62 +278,70 @@ async fn serve_request(
 }
 
 async fn answer(
-    request: &mut Request<Body>,
+    mut request: Parts,
+    body: Body,
+    downstream: Downstream,
     scope: &Scope,
-    started: Instant,
     worker: &Worker,
     record: &mut RequestRecord,
 ) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
     let residents = &worker.residents;
     residents.overload.admit()?;
-    let wanted = upgrade::wants_upgrade(request);
-    let leaving = wanted.as_ref().map(|_| upgrade::take(request));
+    let Downstream { at: started, mut seen, interim } = downstream;
+    let wanted = upgrade::wants_upgrade(&request, seen);
+    let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
     // Only sidecars use these; from an application they would be forged.
-    headers::take_orig_proto(request.headers_mut());
-    request.headers_mut().remove(headers::PEER);
-    normalize(request, &residents.settings.limits)?;
-    let id = headers::request_id(request.headers_mut());
+    headers::take_orig_proto(&mut request.headers, &mut seen);
+    headers::take_introduction(&mut request.headers, &mut seen);
+    let target = normalize(&mut request, !body.is_end_stream(), seen, &residents.settings.limits)?;
+    let id = headers::request_id(&mut request.headers, seen);
     record.describe(|log| log.request_id = Some(id));
-    let authority = normalize::authority(request).cloned().ok_or(Reason::BadRequest)?;
+    let authority = target.authority.ok_or(Reason::BadRequest)?;
     let toward = find(worker, scope, Some(&authority)).await?;
     record.destination(toward.labels());
     record.describe(|log| log.connection.service_port = toward.service_port());
 
-    let (parts, body) = std::mem::take(request).into_parts();
-    let chosen = match rule::choose(&toward, &parts)? {
+    let chosen = match rule::choose(&toward, &request, seen)? {
         Chosen::Redirect(response) => return Ok((Settled::own(*response), None)),
         Chosen::Forward(forward) => forward,
     };
     if let Some(name) = chosen.rule_name() {
         record.route(name);
     }
-    let deadline =
-        Deadline::after(started, chosen.timeout()).min(Deadline::after(started, grpc::timeout(&parts.headers)));
-    let mut head = chosen.head(parts, authority, wanted.clone())?;
+    let asked = if seen.has(Field::GrpcTimeout) { grpc::timeout(&request.headers) } else { None };
+    let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, asked));
+    let mut head = chosen.head(request, seen, authority, wanted.clone())?;
+    head.interim = Some(interim);
     head.speak_as_declared(toward.protocol());
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
-    let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body);
-    let outcome = call(chosen.plan(deadline, &residents.default_retry), &mut exchange).await;
+    let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body, started);
+    let outcome = pin!(call(chosen.plan(deadline, &residents.default_retry), started, &mut exchange)).await;
     record.retries(exchange.tried().saturating_sub(1));
     if let Some(endpoint) = exchange.endpoint() {
         record.destination(endpoint.labels);
         record.upstream(endpoint.address);
         record.security(endpoint.transport.security());
     }
-    let outcome =
-        settle::or_fallback(outcome, exchange, chosen.route, deadline, worker.carrier(Direction::Outbound), record)
-            .await?;
-    Ok((outcome.edited(&chosen).within(deadline).upgraded(wanted, leaving, &residents.settings), uploaded))
+    if let Err(failure) = &outcome {
+        record.failure(failure.reason);
+    }
+    let mut settled = if settle::wants_fallback(&outcome, chosen.route) {
+        let carrier = worker.carrier(Direction::Outbound);
+        // Boxed: what few requests need would be part of every request's future.
+        Box::pin(settle::fall_back(outcome, exchange, chosen.route, deadline, carrier, record)).await?
+    } else {
+        Settled::answered(outcome?)
+    };
+    settled.edit(&chosen);
+    settled.end_at(deadline);
+    settled.upgrade(wanted, leaving, &residents.settings);
+    Ok((settled, uploaded))
 }
 
 /// Answers CONNECT and carries what comes through it like a connection of its own.
-async fn open_tunnel(
-    request: &mut Request<Body>,
-    peer: SocketAddr,
-    worker: &Worker,
-) -> Result<Response<Body>, Failure> {
+async fn open_tunnel(request: &mut Parts, peer: SocketAddr, worker: &Worker) -> Result<Response<Body>, Failure> {
     worker.residents.overload.admit()?;
-    let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
+    let authority = request.uri.authority().ok_or(Reason::BadRequest)?;
     let port = authority
         .port_u16()
         .ok_or_else(|| Failure::new(Reason::BadRequest).because("CONNECT needs host:port (hint: add the port)"))?;
@@ -420,7 +439,7 @@ mod tests {
     #[test]
     fn a_request_under_way_stays_small() {
         // Each request moves its future several times and allocates it on HTTP/2; rarely used branches in it cost every request.
-        fn size_of_future<A, F: Future>(_: impl Fn(Request<Body>, A, SocketAddr, Worker) -> F) -> usize {
+        fn size_of_future<A, F: Future>(_: impl Fn(Request<Body>, Downstream, A, SocketAddr, Worker) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size_of_future(serve_request);

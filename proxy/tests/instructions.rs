@@ -16,12 +16,12 @@ use http::{HeaderValue, Request, StatusCode, Version, request::Parts, uri::Autho
 use outrigger_proxy::{
     balance::{Algorithm, Candidate, Cost, PickContext, Standing, pick, pick_equal},
     http::{
-        body::Body,
         http1::{
             head::{self, HeadLimits, Scan},
             write::{self, Length, Outgoing, Persistence, Target},
         },
         normalize::normalize,
+        seen::Seen,
     },
     resilience::retry::RetryPolicy,
     route::{Action, Arm, HeaderEdit, HttpRule, Leg, PathMatch, RequestMatch, RouteTable, Split},
@@ -165,8 +165,9 @@ fn reading_and_writing(steps: &mut Steps) {
     steps.push((
         "copy a request and bring it into canonical form",
         Box::new(move || {
-            let mut request = Request::from_parts(again.clone(), Body::empty());
-            normalize(&mut request, &limits).unwrap();
+            let mut request = again.clone();
+            let seen = Seen::of(&request.headers);
+            normalize(&mut request, false, seen, &limits).unwrap();
             black_box(request);
         }),
     ));

@@ -26,10 +26,9 @@ use crate::{
 /// A message body, read frame by frame.
 pub struct Body {
     content: Content,
-    /// A response has two: the connection's and the record's.
-    observers: SmallVec<[Box<dyn Observer>; 2]>,
+    observers: SmallVec<[Box<dyn Observer>; 1]>,
     pace: Option<Box<Pacing>>,
-    end: Option<Ending>,
+    end: Option<Box<Ending>>,
     trailers: Option<TrailerLimit>,
     /// Observers have been told the end.
     ended: bool,
@@ -169,8 +168,13 @@ impl Body {
     /// Adds an observer; several see everything, in the order they were added.
     #[must_use]
     pub fn observed<O: Observer>(mut self, observer: O) -> Self {
-        self.observers.push(Box::new(observer));
+        self.observe(observer);
         self
+    }
+
+    /// [`Body::observed`] in place.
+    pub fn observe<O: Observer>(&mut self, observer: O) {
+        self.observers.push(Box::new(observer));
     }
 
     /// Ends the body with [`BodyError::TooSlow`] when it falls below the pace.
@@ -181,10 +185,13 @@ impl Body {
     }
 
     /// Ends the body with [`BodyError::TooLate`] at this moment. A timer runs only while the body is waited for.
-    #[must_use]
-    pub fn with_deadline(mut self, at: Instant) -> Self {
-        self.end = Some(Ending { at, timer: None });
-        self
+    pub fn set_deadline(&mut self, at: Instant) {
+        self.end = Some(Box::new(Ending { at, timer: None }));
+    }
+
+    /// Whether all of it is here already.
+    pub const fn is_whole(&self) -> bool {
+        matches!(self.content, Content::Empty | Content::Full(_))
     }
 
     /// Ends the body with [`BodyError::TrailersTooLarge`] when trailers exceed the limit.

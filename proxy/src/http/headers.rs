@@ -8,7 +8,10 @@ use http::{
     header::{self, HeaderName},
 };
 
-use super::upgrade::{Upgrade, has_token, tokens};
+use super::{
+    seen::{Field, Seen},
+    upgrade::{Upgrade, has_token, tokens},
+};
 use crate::{host, identity::spiffe_id::SpiffeId, tls::Peer};
 
 /// Marks HTTP/1 carried as HTTP/2 between two sidecars; never leaves the mesh.
@@ -41,18 +44,15 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.iter().any(|hop| hop == name)
-}
-
 /// Removes what concerns only the connection a message came over; for requests and responses.
 ///
 /// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is forwarded and, for each
 /// connection-option in this field, remove any header or trailer field(s) from the message with the same name". `TE: trailers`
 /// stays, because it says what the far end can read (gRPC insists on it). With `keep_upgrade` of an HTTP/1.1 upgrade, exactly
 /// `Connection: upgrade` and its protocols are left. Transfer-Encoding goes: the next message is framed by its body.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: Option<&Upgrade>) {
-    if headers.contains_key(header::CONNECTION) {
+/// `seen` is what the message came with.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, seen: Seen, keep_upgrade: Option<&Upgrade>) {
+    if seen.has(Field::Connection) {
         let listed: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
             .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
             .filter(|name| !is_kept(name))
@@ -62,13 +62,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: Option<&Upgrade>)
         }
         headers.remove(header::CONNECTION);
     }
-    // One look at each field there is costs less than looking up each field there might be; most messages have none.
-    if headers.keys().any(is_hop_by_hop) {
+    if seen.has(Field::HopByHop) || seen.has(Field::TransferEncoding) || seen.has(Field::Upgrade) {
         for name in HOP_BY_HOP {
             headers.remove(name);
         }
     }
-    if headers.contains_key(header::TE) {
+    if seen.has(Field::Te) {
         if has_token(headers, &header::TE, "trailers") {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         } else {
@@ -105,13 +104,13 @@ fn is_kept(name: &HeaderName) -> bool {
 const MAX_HOPS: u32 = 20;
 
 /// Whether a request has passed so many sidecars that it goes in a circle. A count that cannot be read is none.
-pub fn goes_in_circles(headers: &HeaderMap) -> bool {
-    hops(headers) >= MAX_HOPS
+pub fn goes_in_circles(headers: &HeaderMap, seen: Seen) -> bool {
+    hops(headers, seen) >= MAX_HOPS
 }
 
 /// Counts one more sidecar.
-pub fn pass_on(headers: &mut HeaderMap) {
-    let hops = hops(headers).saturating_add(1);
+pub fn pass_on(headers: &mut HeaderMap, seen: Seen) {
+    let hops = hops(headers, seen).saturating_add(1);
     // Nearly all: a number would be formatted into new memory.
     let value = match hops {
         1 => HeaderValue::from_static("1"),
@@ -121,7 +120,10 @@ pub fn pass_on(headers: &mut HeaderMap) {
     headers.insert(HOPS, value);
 }
 
-fn hops(headers: &HeaderMap) -> u32 {
+fn hops(headers: &HeaderMap, seen: Seen) -> u32 {
+    if !seen.has(Field::Hops) {
+        return 0;
+    }
     let counts = headers.get_all(HOPS).into_iter().filter_map(|count| count.to_str().ok()?.parse().ok());
     // Whoever doubles the field must not make the count start over.
     counts.max().unwrap_or(0)
@@ -183,8 +185,8 @@ pub fn may_trail(name: &HeaderName) -> bool {
 const MAX_REQUEST_ID_BYTES: usize = 256;
 
 /// The request's id; a new random one is set when there is none, several, or one that nobody could log.
-pub fn request_id(headers: &mut HeaderMap) -> HeaderValue {
-    let mut ids = headers.get_all(REQUEST_ID).into_iter();
+pub fn request_id(headers: &mut HeaderMap, seen: Seen) -> HeaderValue {
+    let mut ids = seen.has(Field::RequestId).then(|| headers.get_all(REQUEST_ID).into_iter()).into_iter().flatten();
     if let (Some(id), None) = (ids.next(), ids.next())
         && (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
         && id.as_bytes().iter().all(u8::is_ascii_graphic)
@@ -199,13 +201,20 @@ pub fn request_id(headers: &mut HeaderMap) -> HeaderValue {
 /// RFC 9562 §5.4.
 fn uuid_v4(random: u128) -> HeaderValue {
     let bits = random & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let bytes = bits.to_be_bytes();
     let mut text = [b'-'; 36];
-    let places = text.iter_mut().enumerate().filter(|(at, _)| !matches!(at, 8 | 13 | 18 | 23));
-    for ((_, place), nibble) in places.zip((0..32).rev()) {
-        let digit = (bits >> (4 * nibble)) as u8 & 0xf;
-        *place = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+    // One pair of digits for each byte; the first digits of the five groups stand at 0, 9, 14, 19 and 24.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    for (at, byte) in PLACES.into_iter().zip(bytes) {
+        if let Some(pair) = text.get_mut(at..at + 2) {
+            pair.copy_from_slice(&[hex_digit(byte >> 4), hex_digit(byte & 0xf)]);
+        }
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+const fn hex_digit(nibble: u8) -> u8 {
+    if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
 /// Longest chain of earlier hops that is kept.
@@ -222,12 +231,14 @@ pub fn client_cert(peer: &Peer, own: &SpiffeId) -> Option<HeaderValue> {
 /// Without one the field is removed, whatever it said: anybody can write it (Envoy's SANITIZE). With one, the
 /// chain that the peer's sidecar vouches for is kept and our element appended (APPEND_FORWARD).
 /// Outbound calls it without a caller, so that applications cannot vouch for anybody.
-pub fn set_client_cert(headers: &mut HeaderMap, caller: Option<&HeaderValue>) {
+pub fn set_client_cert(headers: &mut HeaderMap, seen: Seen, caller: Option<&HeaderValue>) {
     let Some(caller) = caller else {
-        headers.remove(CLIENT_CERT);
+        if seen.has(Field::ClientCert) {
+            headers.remove(CLIENT_CERT);
+        }
         return;
     };
-    if !headers.contains_key(CLIENT_CERT) {
+    if !seen.has(Field::ClientCert) {
         headers.insert(CLIENT_CERT, caller.clone());
         return;
     }
@@ -258,7 +269,11 @@ pub const HTTP_11: HeaderValue = HeaderValue::from_static("HTTP/1.1");
 /// Removes the mark; the version to restore, if there was exactly one that we know.
 ///
 /// Only a mesh peer's answer counts; for anybody else the caller takes it too and ignores it.
-pub fn take_orig_proto(headers: &mut HeaderMap) -> Option<Version> {
+pub fn take_orig_proto(headers: &mut HeaderMap, seen: &mut Seen) -> Option<Version> {
+    if !seen.has(Field::OrigProto) {
+        return None;
+    }
+    seen.forget(Field::OrigProto);
     let mut marks = headers.get_all(ORIG_PROTO).into_iter();
     let version = match (marks.next().map(HeaderValue::as_bytes), marks.next()) {
         (Some(b"HTTP/1.0"), None) => Some(Version::HTTP_10),
@@ -267,6 +282,15 @@ pub fn take_orig_proto(headers: &mut HeaderMap) -> Option<Version> {
     };
     headers.remove(ORIG_PROTO);
     version
+}
+
+/// Removes what a sidecar says of the workload beside it; from anybody but a mesh peer it means nothing.
+pub fn take_introduction(headers: &mut HeaderMap, seen: &mut Seen) -> Option<HeaderValue> {
+    if !seen.has(Field::Peer) {
+        return None;
+    }
+    seen.forget(Field::Peer);
+    headers.remove(PEER)
 }
 
 #[cfg(test)]
@@ -339,7 +363,8 @@ mod tests {
             (vec![("connection", "@, ,\t x-a ,"), ("connection", "x-b"), ("x-a", "1"), ("x-b", "1")], None, vec![]),
         ] {
             let mut headers = fields(&given);
-            strip_hop_by_hop(&mut headers, keep);
+            let seen = Seen::of(&headers);
+            strip_hop_by_hop(&mut headers, seen, keep);
             assert_eq!(headers, fields(&expected), "{given:?}");
         }
     }
@@ -349,11 +374,12 @@ mod tests {
         // Two services that call each other for ever would take both down.
         let mut headers = HeaderMap::new();
         for passed in 1..=MAX_HOPS {
-            assert!(!goes_in_circles(&headers));
-            pass_on(&mut headers);
+            let seen = Seen::of(&headers);
+            assert!(!goes_in_circles(&headers, seen));
+            pass_on(&mut headers, seen);
             assert_eq!(headers.get_all(HOPS).into_iter().collect::<Vec<_>>(), [passed.to_string().as_str()]);
         }
-        assert!(goes_in_circles(&headers));
+        assert!(goes_in_circles(&headers, Seen::of(&headers)));
         for (given, expected) in [
             (vec!["0", "20"], true),
             (vec!["4294967295"], true),
@@ -365,8 +391,9 @@ mod tests {
             for value in &given {
                 headers.append(HOPS, value.parse().unwrap());
             }
-            assert_eq!(goes_in_circles(&headers), expected, "{given:?}");
-            pass_on(&mut headers);
+            let seen = Seen::of(&headers);
+            assert_eq!(goes_in_circles(&headers, seen), expected, "{given:?}");
+            pass_on(&mut headers, seen);
             assert_eq!(headers.get_all(HOPS).into_iter().count(), 1);
         }
     }
@@ -379,7 +406,8 @@ mod tests {
             for value in &given {
                 headers.append(REQUEST_ID, HeaderValue::from_bytes(value.as_bytes()).unwrap());
             }
-            let id = request_id(&mut headers);
+            let seen = Seen::of(&headers);
+            let id = request_id(&mut headers, seen);
             assert_eq!(headers.get_all(REQUEST_ID).into_iter().collect::<Vec<_>>(), [&id]);
             let text = id.to_str().unwrap();
             assert_eq!(text.split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12], "{given:?} {text}");
@@ -387,7 +415,8 @@ mod tests {
             assert!(b"89ab".contains(&text.as_bytes()[19]));
         }
         let mut headers = fields(&[("x-request-id", "mine-1")]);
-        assert_eq!(request_id(&mut headers), "mine-1");
+        let seen = Seen::of(&headers);
+        assert_eq!(request_id(&mut headers, seen), "mine-1");
         assert_eq!(uuid_v4(0), "00000000-0000-4000-8000-000000000000");
         assert_eq!(uuid_v4(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
     }
@@ -411,7 +440,8 @@ mod tests {
                 headers.append(CLIENT_CERT, value.parse().unwrap());
             }
             let caller = peer.and_then(|peer| client_cert(peer, &own));
-            set_client_cert(&mut headers, caller.as_ref());
+            let seen = Seen::of(&headers);
+            set_client_cert(&mut headers, seen, caller.as_ref());
             let found: Vec<_> = headers.get_all(CLIENT_CERT).into_iter().collect();
             assert_eq!(found, expected.iter().collect::<Vec<_>>());
         }
@@ -422,7 +452,8 @@ mod tests {
         // HTTP/1 clients would get answers they cannot read, or the mark leak to an application.
         for (mark, version) in [(HTTP_11, Version::HTTP_11), (HeaderValue::from_static("HTTP/1.0"), Version::HTTP_10)] {
             let mut headers = HeaderMap::from_iter([(ORIG_PROTO, mark)]);
-            assert_eq!(take_orig_proto(&mut headers), Some(version));
+            let mut seen = Seen::of(&headers);
+            assert_eq!(take_orig_proto(&mut headers, &mut seen), Some(version));
             assert!(headers.is_empty());
         }
         for given in [vec!["HTTP/2"], vec!["http/1.1"], vec!["HTTP/1.1", "HTTP/1.1"]] {
@@ -430,7 +461,8 @@ mod tests {
             for value in &given {
                 headers.append(ORIG_PROTO, value.parse().unwrap());
             }
-            assert_eq!(take_orig_proto(&mut headers), None, "{given:?}");
+            let mut seen = Seen::of(&headers);
+            assert_eq!(take_orig_proto(&mut headers, &mut seen), None, "{given:?}");
             assert!(headers.is_empty());
         }
     }
@@ -440,7 +472,8 @@ mod tests {
         fn stripping_never_panics_and_leaves_nothing_of_the_hop(connection in "[ -~]{0,60}", te in "[ -~]{0,20}") {
             // A crafted field would stop the proxy.
             let mut headers = fields(&[("connection", &connection), ("te", &te), ("host", "a"), ("upgrade", "x")]);
-            strip_hop_by_hop(&mut headers, None);
+            let seen = Seen::of(&headers);
+            strip_hop_by_hop(&mut headers, seen, None);
             prop_assert!(!headers.contains_key("connection") && !headers.contains_key("upgrade"));
             prop_assert_eq!(&headers["host"], "a");
             prop_assert!(headers.get("te").is_none_or(|te| te == "trailers"));

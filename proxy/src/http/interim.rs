@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::http2::Link;
 
-/// Where interim responses go while a request is under way; in the extensions of every request.
+/// Where interim responses go while a request is under way.
 #[derive(Clone)]
 pub struct Interim(Way);
 

@@ -17,7 +17,7 @@ use std::future::Future;
 use http::{Request, Response};
 
 use super::{
-    Body,
+    Body, Downstream,
     http1::{self, Broken, Fault, chunked::ChunkLimits, head::HeadLimits},
     http2::{
         self, Ended,
@@ -130,7 +130,7 @@ pub async fn serve<S, H, F>(
 ) -> Result<(), ServeError>
 where
     S: Stream + 'static,
-    H: Fn(Request<Body>) -> F,
+    H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     match version {

@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request, Version, header};
+use http::{Method, Version, header, request::Parts};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Body, http1::Parted};
+use super::{
+    http1::Parted,
+    seen::{Field, Seen},
+};
 use crate::{
     host::Stream,
     relay::{Counts, RelayError, RelayLimits, relay},
@@ -56,18 +59,21 @@ impl Agreement {
 ///
 /// An `Upgrade` without `Connection: upgrade` is none (RFC 9110 §7.8), nor is one to `h2c`: that would carry
 /// requests past us (RFC 9113 §3.1 retired it). Both are then removed with the other hop-by-hop fields.
-pub fn wants_upgrade<B>(request: &Request<B>) -> Option<Upgrade> {
-    if let Some(protocol) = request.extensions().get::<Protocol>() {
+pub fn wants_upgrade(request: &Parts, seen: Seen) -> Option<Upgrade> {
+    if let Some(protocol) = request.extensions.get::<Protocol>() {
         return Some(Upgrade::ExtendedConnect { protocol: protocol.0.clone() });
     }
-    if request.method() == Method::CONNECT {
+    if request.method == Method::CONNECT {
         return Some(Upgrade::Connect);
     }
-    if request.version() != Version::HTTP_11 || !has_token(request.headers(), &header::CONNECTION, "upgrade") {
+    if request.version != Version::HTTP_11
+        || !seen.has(Field::Upgrade)
+        || !has_token(&request.headers, &header::CONNECTION, "upgrade")
+    {
         return None;
     }
     let protocols: Vec<&str> =
-        tokens(request.headers(), &header::UPGRADE).filter(|protocol| !protocol.eq_ignore_ascii_case("h2c")).collect();
+        tokens(&request.headers, &header::UPGRADE).filter(|protocol| !protocol.eq_ignore_ascii_case("h2c")).collect();
     if protocols.is_empty() {
         return None;
     }
@@ -104,8 +110,8 @@ impl Leaving {
 }
 
 /// Takes what will become the downstream stream.
-pub fn take(request: &mut Request<Body>) -> Leaving {
-    Leaving(request.extensions_mut().remove::<Departure>().and_then(|departure| departure.0.lock().take()))
+pub fn take(request: &mut Parts) -> Leaving {
+    Leaving(request.extensions.remove::<Departure>().and_then(|departure| departure.0.lock().take()))
 }
 
 /// Why two sides could not be joined, or parted early.
@@ -162,14 +168,23 @@ mod tests {
             ("CONNECT", Version::HTTP_11, vec![], Some(Upgrade::Connect)),
             ("CONNECT", Version::HTTP_2, vec![], Some(Upgrade::Connect)),
         ] {
-            let mut request = Request::builder().method(method).version(version).body(()).unwrap();
+            let (mut request, ()) =
+                http::Request::builder().method(method).version(version).body(()).unwrap().into_parts();
             for (name, value) in &fields {
-                request.headers_mut().append(*name, value.parse().unwrap());
+                request.headers.append(*name, value.parse().unwrap());
             }
-            assert_eq!(wants_upgrade(&request), expected, "{method} {version:?} {fields:?}");
+            assert_eq!(
+                wants_upgrade(&request, Seen::of(&request.headers)),
+                expected,
+                "{method} {version:?} {fields:?}"
+            );
         }
-        let mut request = Request::builder().method("CONNECT").version(Version::HTTP_2).body(()).unwrap();
-        request.extensions_mut().insert(Protocol("websocket".into()));
-        assert_eq!(wants_upgrade(&request), Some(Upgrade::ExtendedConnect { protocol: "websocket".into() }));
+        let connect = http::Request::builder().method("CONNECT").version(Version::HTTP_2);
+        let (mut request, ()) = connect.body(()).unwrap().into_parts();
+        request.extensions.insert(Protocol("websocket".into()));
+        assert_eq!(
+            wants_upgrade(&request, Seen::default()),
+            Some(Upgrade::ExtendedConnect { protocol: "websocket".into() })
+        );
     }
 }

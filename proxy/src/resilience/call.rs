@@ -3,7 +3,7 @@
 //! Knows nothing of endpoints or sockets: [`Attempts`] tries, `retry` judges, the budget allows. A response is
 //! given back as soon as its head has come; after that nothing is retried.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use http::Response;
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     failure::{Failure, Reason},
-    host,
+    host::{self, Instant},
     telemetry::RetryRefusal,
 };
 
@@ -35,7 +35,12 @@ pub trait Attempts {
     type Hold: Send;
 
     /// Sends the request once and waits for the response head, at most until `limit`. `tried` counts from 1.
-    fn attempt(&mut self, tried: u32, limit: Deadline) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+    fn attempt(
+        &mut self,
+        tried: u32,
+        now: Instant,
+        limit: Deadline,
+    ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
 
     /// Whether it can be sent again.
     fn repeatable(&self) -> Repeatable;
@@ -54,30 +59,36 @@ pub trait Attempts {
 pub trait Answered {
     type Body;
     fn head(&self) -> &Response<Self::Body>;
+    /// gRPC's status, where it stands in the head.
+    fn grpc_status(&self) -> Option<u32>;
+    /// When the head had come.
+    fn at(&self) -> Instant;
 }
 
-/// Sends a request as often as its plan, its budget and its deadline allow.
+/// Sends a request as often as its plan, its budget and its deadline allow. It came at `now`, just before this is called.
 ///
 /// # Errors
 /// The failure of the last try, or `RequestTimeout` when the deadline passed. Dropping the future cancels the try.
-pub async fn call<A: Attempts + Send>(plan: Plan<'_>, attempts: &mut A) -> Result<A::Answer, Failure>
+pub async fn call<A: Attempts + Send>(plan: Plan<'_>, now: Instant, attempts: &mut A) -> Result<A::Answer, Failure>
 where
     A::Answer: Send,
 {
     let mut tried = 0;
+    let mut now = now;
     let mut _hold = None;
     loop {
         tried += 1;
-        let limit = plan.deadline.min(Deadline::after(host::now(), plan.try_timeout));
-        let outcome = attempts.attempt(tried, limit).await;
-        if plan.deadline.is_over(host::now()) {
+        let limit = plan.deadline.min(Deadline::after(now, plan.try_timeout));
+        let outcome = pin!(attempts.attempt(tried, now, limit)).await;
+        now = outcome.as_ref().map_or_else(|_| host::now(), Answered::at);
+        if plan.deadline.is_over(now) {
             return outcome.map_err(|failure| Failure { reason: Reason::RequestTimeout, ..failure });
         }
         let judged = match &outcome {
             Ok(answer) => {
                 let head = answer.head();
                 plan.retry.judge(
-                    Outcome::Answered { status: head.status(), headers: head.headers() },
+                    Outcome::Answered { status: head.status(), grpc: answer.grpc_status(), headers: head.headers() },
                     attempts.repeatable(),
                     tried,
                 )
@@ -89,7 +100,7 @@ where
             Verdict::Again => Duration::ZERO,
             Verdict::AfterWait => plan.retry.wait(tried, host::random_unit()),
         };
-        if plan.deadline.left(host::now()).is_some_and(|left| left <= wait) {
+        if plan.deadline.left(now).is_some_and(|left| left <= wait) {
             return outcome;
         }
         match attempts.take_retry() {
@@ -104,5 +115,6 @@ where
         if !wait.is_zero() {
             host::sleep(wait).await;
         }
+        now = host::now();
     }
 }

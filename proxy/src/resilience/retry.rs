@@ -143,14 +143,14 @@ impl Conditions {
     }
 
     /// Whether the gRPC status of a trailers-only response may be retried.
-    fn want_grpc(self, status: &[u8]) -> bool {
+    const fn want_grpc(self, status: u32) -> bool {
         // The numbers of google.rpc.Code.
         match status {
-            b"1" => self.grpc_cancelled,
-            b"4" => self.grpc_deadline_exceeded,
-            b"8" => self.grpc_resource_exhausted,
-            b"13" => self.grpc_internal,
-            b"14" => self.grpc_unavailable,
+            1 => self.grpc_cancelled,
+            4 => self.grpc_deadline_exceeded,
+            8 => self.grpc_resource_exhausted,
+            13 => self.grpc_internal,
+            14 => self.grpc_unavailable,
             _ => false,
         }
     }
@@ -162,6 +162,8 @@ pub enum Outcome<'a> {
     /// A response head came.
     Answered {
         status: StatusCode,
+        /// gRPC's status, where it stands in the head.
+        grpc: Option<u32>,
         headers: &'a HeaderMap,
     },
     Failed(&'a Failure),
@@ -194,8 +196,11 @@ impl RetryPolicy {
             return Verdict::Keep;
         }
         match outcome {
-            Outcome::Answered { status, headers } => {
-                if request.is_safe_after(Sent::Maybe) && self.wants_answer(status, headers) {
+            Outcome::Answered { status, grpc, headers } => {
+                if self.wants_answer(status, grpc)
+                    && request.is_safe_after(Sent::Maybe)
+                    && !asks_to_be_left_alone(headers)
+                {
                     Verdict::AfterWait
                 } else {
                     Verdict::Keep
@@ -223,16 +228,13 @@ impl RetryPolicy {
         Duration::try_from_secs_f64(most.as_secs_f64() * random.clamp(0.0, 1.0)).unwrap_or(most)
     }
 
-    fn wants_answer(&self, status: StatusCode, headers: &HeaderMap) -> bool {
-        if asks_to_be_left_alone(headers) {
-            return false;
-        }
+    fn wants_answer(&self, status: StatusCode, grpc: Option<u32>) -> bool {
         let Conditions { server_error, gateway_error, retriable_4xx, .. } = self.conditions;
         self.codes.contains(&status)
             || (server_error && status.is_server_error())
             || (gateway_error && matches!(status.as_u16(), 502..=504))
             || (retriable_4xx && status == StatusCode::CONFLICT)
-            || headers.get(GRPC_STATUS).is_some_and(|code| self.conditions.want_grpc(code.as_bytes()))
+            || grpc.is_some_and(|status| self.conditions.want_grpc(status))
     }
 
     fn wants_failure(&self, failure: &Failure) -> bool {
@@ -263,7 +265,6 @@ fn asks_to_be_left_alone(headers: &HeaderMap) -> bool {
 }
 
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 impl Repeatable {
@@ -301,13 +302,9 @@ mod tests {
         RetryPolicy { conditions, codes, ..RetryPolicy::default() }
     }
 
-    fn answered(policy: &RetryPolicy, status: u16, grpc: Option<&'static str>, request: Repeatable) -> Verdict {
-        let mut headers = HeaderMap::new();
-        if let Some(grpc) = grpc {
-            headers.insert(GRPC_STATUS, HeaderValue::from_static(grpc));
-        }
+    fn answered(policy: &RetryPolicy, status: u16, grpc: Option<u32>, request: Repeatable) -> Verdict {
         let status = StatusCode::from_u16(status).unwrap();
-        policy.judge(Outcome::Answered { status, headers: &headers }, request, 1)
+        policy.judge(Outcome::Answered { status, grpc, headers: &HeaderMap::new() }, request, 1)
     }
 
     fn failed(policy: &RetryPolicy, reason: Reason, sent: Sent, request: Repeatable) -> Verdict {
@@ -380,12 +377,12 @@ mod tests {
                 ("503", answers(503, None)),
                 ("504", answers(504, None)),
                 ("409", answers(409, None)),
-                ("grpc1", answers(200, Some("1"))),
-                ("grpc4", answers(200, Some("4"))),
-                ("grpc8", answers(200, Some("8"))),
-                ("grpc13", answers(200, Some("13"))),
-                ("grpc14", answers(200, Some("14"))),
-                ("grpc0", answers(200, Some("0"))),
+                ("grpc1", answers(200, Some(1))),
+                ("grpc4", answers(200, Some(4))),
+                ("grpc8", answers(200, Some(8))),
+                ("grpc13", answers(200, Some(13))),
+                ("grpc14", answers(200, Some(14))),
+                ("grpc0", answers(200, Some(0))),
             ]
             .into_iter()
             .filter_map(|(name, retried)| retried.then_some(name))
@@ -484,7 +481,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_may_have_been_processed_is_not_repeated(
-            reason in 0..Reason::ALL.len(), sent in 0..3, status in 100_u16..600, grpc in 0..17, words in 0_usize..1 << 13,
+            reason in 0..Reason::ALL.len(), sent in 0..3, status in 100_u16..600, grpc in 0_u32..17, words in 0_usize..1 << 13,
             tried in 1_u32..4, replayable: bool,
         ) {
             // P3, over every condition: no configuration repeats a non-idempotent request that was not provably unseen.
@@ -493,9 +490,9 @@ mod tests {
             let mut policy = rule(&words.join(","));
             let status = StatusCode::from_u16(status).unwrap();
             policy.codes.push(status);
-            let headers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from(grpc))]);
+            let outcome = Outcome::Answered { status, grpc: Some(grpc), headers: &HeaderMap::new() };
             let request = Repeatable { idempotent: false, replayable };
-            prop_assert_eq!(policy.judge(Outcome::Answered { status, headers: &headers }, request, tried), Verdict::Keep);
+            prop_assert_eq!(policy.judge(outcome, request, tried), Verdict::Keep);
             let sent = [Sent::Nothing, Sent::Maybe, Sent::Answered][sent as usize];
             let failure = Failure::new(Reason::ALL[reason]).sent(sent);
             let verdict = policy.judge(Outcome::Failed(&failure), request, tried);

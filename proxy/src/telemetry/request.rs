@@ -23,6 +23,8 @@ pub struct RequestRecord {
     request_messages: u64,
     response_messages: u64,
     retries: u32,
+    /// `None`: when this is dropped.
+    ended: Option<Instant>,
     log: Option<Box<RequestLog>>,
 }
 
@@ -54,6 +56,7 @@ impl RequestRecord {
             request_messages: 0,
             response_messages: 0,
             retries: 0,
+            ended: None,
             log,
         }
     }
@@ -152,8 +155,10 @@ impl RequestRecord {
         self.response_messages += responses;
     }
 
-    /// Writes everything down. The same as dropping; says that the end was meant.
-    pub fn finish(self) {}
+    /// Writes everything down; it ended at `now`.
+    pub fn finish(mut self, now: Instant) {
+        self.ended = Some(now);
+    }
 }
 
 impl Drop for RequestRecord {
@@ -161,7 +166,7 @@ impl Drop for RequestRecord {
         if self.parts.status == 0 && self.parts.failure.is_none() {
             self.parts.failure = Some(Reason::DownstreamClosed);
         }
-        let duration = host::now().saturating_duration_since(self.start);
+        let duration = self.ended.unwrap_or_else(host::now).saturating_duration_since(self.start);
         self.worker.http(self.parts.key(), |cell| {
             cell.duration.record_duration(duration);
             cell.request_bytes.record_bytes(self.request_bytes);

@@ -68,7 +68,7 @@ async fn a_request_is_counted_as_istio_counts_it() {
         record.response_bytes(600);
         record.retries(2);
         tokio::time::advance(Duration::from_millis(7)).await;
-        record.finish();
+        record.finish(host::now());
     }
     let samples = samples(&telemetry.encode());
     let labels = "reporter=\"source\",source_workload=\"front-1\",source_workload_namespace=\"shop\",\
@@ -153,7 +153,7 @@ fn exercise(telemetry: &Arc<Telemetry>) -> Vec<Box<dyn std::any::Any>> {
     let mut record = RequestRecord::open(&worker, Direction::Outbound, host::now());
     record.protocol(RequestProtocol::Grpc);
     record.messages(1, 1);
-    record.finish();
+    record.finish(host::now());
     ConnectionRecord::open(&worker, Direction::Outbound, host::now()).finish();
     worker.connection_secured(Direction::Inbound, Security::None);
     worker.handshake_failed(Direction::Outbound, Handshake::Identity);
@@ -267,7 +267,7 @@ fn logged(format: AccessLog, user_agent: &[u8], path: &str) -> String {
     record.failure(Reason::UpstreamConnectRefused);
     record.request_bytes(3);
     record.response_bytes(5);
-    record.finish();
+    record.finish(host::now());
     telemetry.flush();
     let bytes = output.0.lock().clone();
     String::from_utf8(bytes).unwrap()

@@ -44,6 +44,7 @@ use crate::{
         interim::Interim,
         replay::Replay,
         reply,
+        seen::{Field, Seen},
         upgrade::Upgrade,
     },
     resilience::{
@@ -68,6 +69,8 @@ pub struct Head {
     pub authority: Authority,
     /// End-to-end headers only; Host stands in `authority`.
     pub headers: HeaderMap,
+    /// A call of gRPC.
+    pub grpc: bool,
     pub speaks: Speaks,
     /// Where interim responses go; `None`: nowhere.
     pub interim: Option<Interim>,
@@ -77,10 +80,7 @@ impl Head {
     /// A port that is declared as plain HTTP gets HTTP/1.1 whatever the client speaks; calls of gRPC are HTTP/2 everywhere. On ports
     /// that declare nothing the application is spoken to as the client does.
     pub fn speak_as_declared(&mut self, protocol: Protocol) {
-        if self.speaks == Speaks::Http2
-            && matches!(protocol, Protocol::Http | Protocol::Http1)
-            && !grpc::is_grpc(&self.headers)
-        {
+        if self.speaks == Speaks::Http2 && matches!(protocol, Protocol::Http | Protocol::Http1) && !self.grpc {
             self.speaks = Speaks::Http1;
         }
     }
@@ -109,10 +109,17 @@ pub struct Exchange<'a> {
 /// A try that was answered.
 #[derive(Debug)]
 pub struct Answer {
-    pub response: Response<Body>,
+    /// Boxed, as `holds`: it is handed on a dozen times.
+    pub response: Box<Response<Body>>,
+    /// Fields that the response came with.
+    pub seen: Seen,
+    /// gRPC's status, where it stands in the head.
+    pub grpc_status: Option<u32>,
+    /// When the head had come.
+    pub at: host::Instant,
     /// The breaker counts it as a failure.
     pub failed: bool,
-    pub holds: Holds,
+    pub holds: Box<Holds>,
 }
 
 /// What an answered try keeps until its response body is over.
@@ -132,8 +139,8 @@ enum Connection {
 }
 
 impl<'a> Exchange<'a> {
-    pub fn new(route: &'a RouteBackend, carrier: Carrier<'a>, head: Head, body: Replay) -> Self {
-        route.backend.state.budget.lock().deposit(host::now());
+    pub fn new(route: &'a RouteBackend, carrier: Carrier<'a>, head: Head, body: Replay, now: host::Instant) -> Self {
+        route.backend.state.budget.lock().deposit(now);
         Self { route, carrier, head, body, last: None, tried: 0 }
     }
 
@@ -157,13 +164,18 @@ impl<'a> Exchange<'a> {
         self.body.is_replayable().then(|| (self.head, std::mem::replace(&mut self.body, Replay::new(Body::empty(), 0))))
     }
 
-    async fn send(&mut self, endpoint: &Arc<Endpoint>, lease: Lease) -> Result<(Response<Body>, Connection), Failure> {
+    async fn send(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        lease: Lease,
+    ) -> Result<(Box<Response<Body>>, Connection), Failure> {
         match lease {
             Lease::Http2(mut stream) => {
                 let multiplexed = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
                 let mut renewed = 0;
                 loop {
-                    let failure = match self.http2_send(&stream, multiplexed)?.await {
+                    let sent = pin!(self.http2_send(&stream, multiplexed)?).await;
+                    let failure = match sent {
                         Ok(response) => return Ok((response, Connection::Http2(stream))),
                         Err(failure) => failure,
                     };
@@ -174,7 +186,8 @@ impl<'a> Exchange<'a> {
                     }
                     renewed += 1;
                     let need = if self.head.speaks == Speaks::Http1 { Need::Http1 } else { Need::Http2 };
-                    stream = match Box::pin(self.route.backend.lease(endpoint, need, self.carrier)).await? {
+                    let again = self.route.backend.lease(endpoint, need, self.carrier, host::now());
+                    stream = match Box::pin(again).await? {
                         Lease::Http2(stream) => stream,
                         Lease::Http1(_) => return Err(failure),
                     };
@@ -183,7 +196,8 @@ impl<'a> Exchange<'a> {
             Lease::Http1(mut lease) => {
                 let introduce = matches!(endpoint.transport, Transport::Mesh { multiplex: true, .. });
                 let connection = lease.connection().ok_or(Reason::Internal)?;
-                let failure = match self.http1_send(connection, introduce)?.await {
+                let sent = pin!(self.http1_send(connection, introduce)?).await;
+                let failure = match sent {
                     Ok(response) => return Ok((response, Connection::Http1(lease))),
                     Err(failure) => failure,
                 };
@@ -208,7 +222,7 @@ impl<'a> Exchange<'a> {
         &mut self,
         connection: &mut Http1,
         introduce: bool,
-    ) -> Result<impl Future<Output = Result<Response<Body>, Failure>> + Send + use<>, Failure> {
+    ) -> Result<impl Future<Output = Result<Box<Response<Body>>, Failure>> + Send + use<>, Failure> {
         let body = self.body()?;
         let head = &self.head;
         let mut own: SmallVec<[(HeaderName, HeaderValue); 2]> = SmallVec::new();
@@ -251,7 +265,7 @@ impl<'a> Exchange<'a> {
         &mut self,
         stream: &Stream,
         multiplexed: bool,
-    ) -> Result<impl Future<Output = Result<Response<Body>, Failure>> + Send + use<>, Failure> {
+    ) -> Result<impl Future<Output = Result<Box<Response<Body>>, Failure>> + Send + use<>, Failure> {
         let body = self.body()?;
         let head = &self.head;
         let mut own: SmallVec<[(HeaderName, HeaderValue); 3]> = SmallVec::new();
@@ -274,7 +288,7 @@ impl<'a> Exchange<'a> {
         endpoint: &Arc<Endpoint>,
         limit: Deadline,
         now: host::Instant,
-    ) -> Result<(Response<Body>, Connection), Failure> {
+    ) -> Result<(Box<Response<Body>>, Connection), Failure> {
         let need = match self.head.speaks {
             Speaks::Http1 => Need::Http1,
             Speaks::Http2 => Need::Http2,
@@ -282,14 +296,14 @@ impl<'a> Exchange<'a> {
         };
         let began = AtomicBool::new(false);
         let mut reached = pin!(async {
-            let lease = self.route.backend.lease(endpoint, need, self.carrier).await?;
+            let lease = pin!(self.route.backend.lease(endpoint, need, self.carrier, now)).await?;
             began.store(true, Ordering::Relaxed);
-            let (response, connection) = self.send(endpoint, lease).await?;
+            let (response, connection) = pin!(self.send(endpoint, lease)).await?;
             refused_by_sidecar(endpoint, &response)?;
             Ok((response, connection))
         });
-        let Some(left) = limit.left(now) else { return reached.await };
-        match tokio::time::timeout(left, reached.as_mut()).await {
+        let Some(at) = limit.at else { return reached.await };
+        match tokio::time::timeout_at(at, reached.as_mut()).await {
             Ok(reached) => reached,
             Err(_) => Err(Failure::new(Reason::TryTimeout).sent(if began.load(Ordering::Relaxed) {
                 Sent::Maybe
@@ -304,10 +318,9 @@ impl Attempts for Exchange<'_> {
     type Answer = Answer;
     type Hold = Held;
 
-    async fn attempt(&mut self, tried: u32, limit: Deadline) -> Result<Answer, Failure> {
+    async fn attempt(&mut self, tried: u32, started: host::Instant, limit: Deadline) -> Result<Answer, Failure> {
         self.tried = tried;
         let route = self.route;
-        let started = host::now();
         let ticket = match &route.breaker {
             Some(breaker) => Some(breaker.ask(started).ok_or(Reason::BreakerOpen)?),
             None => None,
@@ -330,16 +343,19 @@ impl Attempts for Exchange<'_> {
         };
         self.last = Some((index, Arc::clone(&endpoint)));
         let mut in_flight = endpoint.state.load.start();
-        match self.reach(&endpoint, limit, started).await {
+        let reached = pin!(self.reach(&endpoint, limit, started)).await;
+        match reached {
             Ok((response, connection)) => {
                 let now = host::now();
                 in_flight.answered(now.saturating_duration_since(started), now);
-                let (fault, result) = judge(response.status(), response.headers());
+                let seen = Seen::of(response.headers());
+                let grpc_status = if seen.has(Field::GrpcStatus) { grpc::status(response.headers()) } else { None };
+                let (fault, result) = judge(response.status(), grpc_status);
                 self.note(backend, &endpoint, fault);
                 let failed = result == breaker::Result::Failure;
                 report(ticket, result, started, now);
-                let holds = Holds { endpoint, connection, _in_flight: in_flight, _request: request };
-                Ok(Answer { response, failed, holds })
+                let holds = Box::new(Holds { endpoint, connection, _in_flight: in_flight, _request: request });
+                Ok(Answer { response, seen, grpc_status, at: now, failed, holds })
             }
             Err(failure) => {
                 if failure.reason.is_upstream_fault() {
@@ -391,6 +407,14 @@ impl Answered for Answer {
     fn head(&self) -> &Response<Body> {
         &self.response
     }
+
+    fn grpc_status(&self) -> Option<u32> {
+        self.grpc_status
+    }
+
+    fn at(&self) -> host::Instant {
+        self.at
+    }
 }
 
 impl Holds {
@@ -403,11 +427,11 @@ impl Holds {
     }
 
     /// The response is over. `clean`: to its last byte, so that the connection can carry another request.
-    pub fn finish(self, clean: bool) {
+    pub fn finish(self, clean: bool, now: host::Instant) {
         if let Connection::Http1(lease) = self.connection
             && clean
         {
-            lease.put_back();
+            lease.put_back(now);
         }
     }
 }
@@ -419,14 +443,14 @@ fn report(ticket: Option<Ticket>, result: breaker::Result, started: host::Instan
 }
 
 /// What a response head means for ejection and breaker.
-fn judge(status: StatusCode, headers: &HeaderMap) -> (Fault, breaker::Result) {
+fn judge(status: StatusCode, grpc_status: Option<u32>) -> (Fault, breaker::Result) {
     match status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
             (Fault::GatewayError, breaker::Result::Failure)
         }
         status if status.is_server_error() => (Fault::ServerError, breaker::Result::Failure),
         // Trailers-only gRPC: the status stands in the head. Codes of the server's own trouble.
-        _ => match grpc::status(headers) {
+        _ => match grpc_status {
             Some(4 | 13 | 14 | 15) => (Fault::ServerError, breaker::Result::Failure),
             _ => (Fault::None, breaker::Result::Success),
         },

@@ -64,7 +64,7 @@ impl Http1 {
         request: &Outgoing<'_>,
         body: Body,
         interim: Option<Interim>,
-    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
+    ) -> impl Future<Output = Result<Box<Response<Body>>, Failure>> + Send + use<> {
         self.requests = self.requests.saturating_add(1);
         // Serialised before the future exists, so that it does not hold the request.
         let answered = self.connection.send(request, body, interim);
@@ -129,7 +129,7 @@ mod tests {
         (open(io, &Limits::default(), Duration::from_secs(60), hold), listener.accept().await.unwrap().0)
     }
 
-    async fn post(connection: &mut Http1) -> Result<Response<Body>, Failure> {
+    async fn post(connection: &mut Http1) -> Result<Box<Response<Body>>, Failure> {
         let (path, host) = (PathAndQuery::from_static("/"), "a".parse().unwrap());
         let outgoing = Outgoing {
             method: &Method::POST,

@@ -120,7 +120,7 @@ impl Stream {
         request: &Outgoing<'_>,
         body: Body,
         interim: Option<Interim>,
-    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
+    ) -> impl Future<Output = Result<Box<Response<Body>>, Failure>> + Send + use<> {
         // Serialised before the future exists, so that it does not hold the request.
         let answering = self.connection.connection.send(request, body, interim);
         let connection = Arc::clone(&self.connection);
@@ -224,7 +224,7 @@ mod tests {
         stream: &Stream,
         method: &Method,
         body: Body,
-    ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<> {
+    ) -> impl Future<Output = Result<Box<Response<Body>>, Failure>> + Send + use<> {
         let line = RequestLine { method, authority: &Authority::from_static("a.test"), path: "/" };
         stream.send(&Outgoing { line, headers: &HeaderMap::new(), own: &[] }, body, None)
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     failure::{Failure, Reason},
-    host,
+    host::{self, Instant},
     resilience::limits::{Held, Slot},
     telemetry::Overflow,
     tls::{Alpn, Offer},
@@ -66,6 +66,7 @@ impl Backend {
         endpoint: &Arc<Endpoint>,
         need: Need,
         carrier: Carrier<'_>,
+        now: Instant,
     ) -> Result<Lease, Failure> {
         let pool = endpoint.state.pool(carrier.worker);
         let multiplex = match (&endpoint.transport, need) {
@@ -76,7 +77,7 @@ impl Backend {
         if multiplex {
             return self.stream(endpoint, pool, carrier).await;
         }
-        if let Some(connection) = pool.take_idle(host::now(), self.http1_idle(carrier.dialer)) {
+        if let Some(connection) = pool.take_idle(now, self.http1_idle(carrier.dialer)) {
             return Ok(Lease::Http1(self.lend(connection, endpoint, carrier)));
         }
         // Boxed, as everything that most requests never do: a handshake's state would be part of every request's future,
@@ -274,11 +275,11 @@ impl Http1Lease {
     }
 
     /// Gives the connection back after a response that ended cleanly.
-    pub fn put_back(mut self) {
+    pub fn put_back(mut self, now: Instant) {
         let Some(mut connection) = self.connection.take() else { return };
         let limit = self.backend.policy.max_requests_per_connection;
         if limit == 0 || connection.requests < limit {
-            connection.idle_since = host::now();
+            connection.idle_since = now;
             let mut idle = self.endpoint.state.pool(self.worker).http1.lock();
             if idle.len() < self.idle_limit {
                 idle.push(connection);

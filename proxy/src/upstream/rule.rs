@@ -17,7 +17,11 @@ use super::{
 use crate::{
     failure::{Failure, Reason},
     host,
-    http::{Body, headers, upgrade::Upgrade},
+    http::{
+        Body, grpc, headers,
+        seen::{Field, Seen},
+        upgrade::Upgrade,
+    },
     resilience::{call::Plan, deadline::Deadline, retry::RetryPolicy},
     route::{Action, Arm, HttpRule, Leg},
 };
@@ -49,8 +53,8 @@ struct Matched<'a> {
 /// # Errors
 /// `Loop` for a request that goes in circles; `NoRoute` when rules exist and none matches; `BadBackend` for the share of a reference that
 /// does not resolve.
-pub fn choose<'a>(toward: &'a Toward, request: &Parts) -> Result<Chosen<'a>, Failure> {
-    if headers::goes_in_circles(&request.headers) {
+pub fn choose<'a>(toward: &'a Toward, request: &Parts, seen: Seen) -> Result<Chosen<'a>, Failure> {
+    if headers::goes_in_circles(&request.headers, seen) {
         return Err(Reason::Loop.into());
     }
     let table = match toward {
@@ -108,13 +112,19 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// The request as it goes upstream: edited, without what belongs to the connection it came on.
+    /// The request as it goes upstream: edited, without what belongs to the connection it came on; `seen` is what it came with.
     ///
     /// # Errors
     /// `BadRequest` when an edit gives something that is no request.
-    pub fn head(&self, mut parts: Parts, authority: Authority, leaving: Option<Upgrade>) -> Result<Head, Failure> {
-        headers::strip_hop_by_hop(&mut parts.headers, None);
-        headers::pass_on(&mut parts.headers);
+    pub fn head(
+        &self,
+        mut parts: Parts,
+        seen: Seen,
+        authority: Authority,
+        leaving: Option<Upgrade>,
+    ) -> Result<Head, Failure> {
+        headers::strip_hop_by_hop(&mut parts.headers, seen, None);
+        headers::pass_on(&mut parts.headers, seen);
         let mut authority = authority;
         let mut uri = parts.uri;
         if let Some(Matched { rule, arm, prefix }) = &self.matched {
@@ -138,8 +148,8 @@ impl<'a> Forward<'a> {
             None if parts.version == http::Version::HTTP_2 => Speaks::Http2,
             None => Speaks::Http1,
         };
-        let interim = parts.extensions.remove();
-        Ok(Head { method: parts.method, path, authority, headers: parts.headers, speaks, interim })
+        let grpc = seen.has(Field::ContentType) && grpc::is_grpc(&parts.headers);
+        Ok(Head { method: parts.method, path, authority, headers: parts.headers, grpc, speaks, interim: None })
     }
 
     /// Applies the rule's changes to a response.

@@ -31,6 +31,8 @@ use crate::{
         grpc, headers,
         http1::Fault,
         replay::Replay,
+        reply,
+        seen::{Field, Seen},
         upgrade::{self, Leaving, Upgrade},
     },
     relay::{Counts, RelayError, RelayLimits, relay_sockets},
@@ -53,8 +55,11 @@ const REPORT: Duration = Duration::from_secs(5);
 
 /// A response on its way downstream.
 pub struct Settled {
-    response: Response<Body>,
-    holds: Option<Holds>,
+    response: Box<Response<Body>>,
+    /// Fields that it came with.
+    seen: Seen,
+    grpc_status: Option<u32>,
+    holds: Option<Box<Holds>>,
     fallback: Option<Held>,
 }
 
@@ -64,45 +69,45 @@ pub struct Uploaded(AtomicU64);
 
 impl Settled {
     /// A response of our own: a redirect, a static reply.
-    pub const fn own(response: Response<Body>) -> Self {
-        Self { response, holds: None, fallback: None }
+    pub fn own(response: Response<Body>) -> Self {
+        let grpc_status = grpc::status(response.headers());
+        Self { response: Box::new(response), seen: Seen::default(), grpc_status, holds: None, fallback: None }
     }
 
     /// The response of an answered try.
     pub fn answered(answer: Answer) -> Self {
-        Self { response: answer.response, holds: Some(answer.holds), fallback: None }
+        let Answer { response, seen, grpc_status, holds, .. } = answer;
+        Self { response, seen, grpc_status, holds: Some(holds), fallback: None }
     }
 
-    pub const fn response_mut(&mut self) -> &mut Response<Body> {
-        &mut self.response
+    /// Removes the word by which sidecars tell each other of failures: whatever an application says under that name is not passed on.
+    pub fn remove_error(&mut self) {
+        if self.seen.has(Field::Deceptive) {
+            self.response.headers_mut().remove(reply::ERROR);
+        }
     }
 
     /// Applies what the rule changes, after what belongs to the upstream connection is gone.
-    #[must_use]
-    pub fn edited(mut self, forward: &Forward<'_>) -> Self {
+    pub fn edit(&mut self, forward: &Forward<'_>) {
         if self.holds.is_some() {
-            headers::strip_hop_by_hop(self.response.headers_mut(), None);
+            headers::strip_hop_by_hop(self.response.headers_mut(), self.seen, None);
         }
         forward.edit_response(&mut self.response);
-        self
     }
 
     /// Ends the response body at the deadline of the request.
-    #[must_use]
-    pub fn within(mut self, deadline: Deadline) -> Self {
+    pub fn end_at(&mut self, deadline: Deadline) {
         if let Some(at) = deadline.at
             && self.holds.is_some()
-            && !self.response.body().is_end_stream()
+            && !self.response.body().is_whole()
         {
-            self.response = self.response.map(|body| body.with_deadline(at));
+            self.response.body_mut().set_deadline(at);
         }
-        self
     }
 
     /// Joins both sides when the upstream agreed to leave HTTP; the connection is then held by the join.
-    #[must_use]
-    pub fn upgraded(mut self, wanted: Option<Upgrade>, downstream: Option<Leaving>, settings: &Settings) -> Self {
-        let (Some(wanted), Some(downstream)) = (wanted, downstream) else { return self };
+    pub fn upgrade(&mut self, wanted: Option<Upgrade>, downstream: Option<Leaving>, settings: &Settings) {
+        let (Some(wanted), Some(downstream)) = (wanted, downstream) else { return };
         let agreed = match &wanted {
             Upgrade::Http1 { .. } | Upgrade::ExtendedConnect { .. } => {
                 self.response.status() == StatusCode::SWITCHING_PROTOCOLS
@@ -110,7 +115,7 @@ impl Settled {
             Upgrade::Connect => self.response.status().is_success(),
         };
         if !agreed {
-            return self;
+            return;
         }
         let limits = RelayLimits {
             buffer_bytes: settings.limits.connection_buffer_bytes,
@@ -118,7 +123,7 @@ impl Settled {
             half_close: settings.timeouts.half_close,
         };
         let mut holds = self.holds.take();
-        let Some(upstream) = holds.as_mut().and_then(Holds::part) else { return self };
+        let Some(upstream) = holds.as_mut().and_then(|holds| holds.part()) else { return };
         host::spawn(async move {
             let counts = Counts::default();
             if let Err(error) = upgrade::join(downstream, upstream, limits, &counts).await {
@@ -141,18 +146,18 @@ impl Settled {
             Upgrade::Connect => {}
         }
         *self.response.body_mut() = Body::empty();
-        self
     }
 
     /// The response with its record; from here on the body settles everything.
     pub fn attach(self, mut record: RequestRecord, uploaded: Option<Arc<Uploaded>>) -> Response<Body> {
-        let (parts, body) = self.response.into_parts();
-        record.response(parts.status);
-        if let Some(status) = grpc::status(&parts.headers) {
+        let mut response = *self.response;
+        record.response(response.status());
+        if let Some(status) = self.grpc_status {
             record.grpc_status(status);
         }
         let end = End { record: Some(record), holds: self.holds, uploaded, _fallback: self.fallback, bytes: 0 };
-        Response::from_parts(parts, body.observed(end))
+        response.body_mut().observe(end);
+        response
     }
 }
 
@@ -165,7 +170,7 @@ pub fn own(response: Response<Body>, record: RequestRecord) -> Response<Body> {
 pub fn refused(fault: Fault, mut record: RequestRecord) {
     record.response(fault.status());
     record.failure(fault.reason());
-    record.finish();
+    record.finish(host::now());
 }
 
 /// A response of our own that tells of a failure, with its record.
@@ -182,7 +187,7 @@ pub fn upload(head: &Head, body: Body, settings: &Settings) -> (Replay, Option<A
     }
     let uploaded = Arc::new(Uploaded::default());
     let is_message = match head.speaks {
-        Speaks::Http1 => !grpc::is_grpc(&head.headers),
+        Speaks::Http1 => !head.grpc,
         Speaks::Http2 => body.size_hint().exact().is_some(),
         Speaks::Upgrade(_) => false,
     };
@@ -191,11 +196,20 @@ pub fn upload(head: &Head, body: Body, settings: &Settings) -> (Replay, Option<A
     (Replay::new(body, settings.limits.replay_bytes), Some(uploaded))
 }
 
-/// The outcome of the tries, or what the breaker's fallback says when they failed.
+/// Whether the tries failed and there is a fallback.
+pub fn wants_fallback(outcome: &Result<Answer, Failure>, route: &RouteBackend) -> bool {
+    let failed = match outcome {
+        Ok(answer) => answer.failed,
+        Err(failure) => !matches!(failure.reason, Reason::BadRequest | Reason::DownstreamBody),
+    };
+    failed && route.breaker.is_some() && route.fallback.is_some()
+}
+
+/// What the breaker's fallback says, or the outcome of the tries.
 ///
 /// # Errors
 /// The original failure, when there is no fallback or no room for one more.
-pub async fn or_fallback(
+pub async fn fall_back(
     outcome: Result<Answer, Failure>,
     exchange: Exchange<'_>,
     route: &RouteBackend,
@@ -203,14 +217,7 @@ pub async fn or_fallback(
     carrier: Carrier<'_>,
     record: &mut RequestRecord,
 ) -> Result<Settled, Failure> {
-    let failed = match &outcome {
-        Ok(answer) => answer.failed,
-        Err(failure) => !matches!(failure.reason, Reason::BadRequest | Reason::DownstreamBody),
-    };
-    if let Err(failure) = &outcome {
-        record.failure(failure.reason);
-    }
-    let (true, Some(breaker), Some(fallback)) = (failed, &route.breaker, &route.fallback) else {
+    let (Some(breaker), Some(fallback)) = (&route.breaker, &route.fallback) else {
         return outcome.map(Settled::answered);
     };
     let Some(slot) = breaker.begin_fallback(fallback.policy.max_concurrent) else {
@@ -228,10 +235,11 @@ pub async fn or_fallback(
                 return outcome.map(Settled::answered);
             };
             let other = RouteBackend { backend: Arc::clone(backend), breaker: None, fallback: None };
-            let mut exchange = Exchange::new(&other, carrier, head, body);
+            let now = host::now();
+            let mut exchange = Exchange::new(&other, carrier, head, body, now);
             let never = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
             let straight = Forward::straight(&other);
-            match Box::pin(call(straight.plan(deadline, &never), &mut exchange)).await {
+            match Box::pin(call(straight.plan(deadline, &never), now, &mut exchange)).await {
                 Ok(answer) => {
                     carrier.telemetry.fallback_answered(telemetry::Fallback::Backend);
                     record.destination(answer.holds.endpoint.labels);
@@ -307,7 +315,7 @@ impl Observer for CountUpload {
 /// Settles everything when the response body is over.
 struct End {
     record: Option<RequestRecord>,
-    holds: Option<Holds>,
+    holds: Option<Box<Holds>>,
     uploaded: Option<Arc<Uploaded>>,
     _fallback: Option<Held>,
     bytes: u64,
@@ -325,6 +333,7 @@ impl Observer for End {
     }
 
     fn end(&mut self, result: Result<(), &BodyError>) {
+        let now = host::now();
         if let Some(mut record) = self.record.take() {
             record.response_bytes(self.bytes);
             if let Some(uploaded) = &self.uploaded {
@@ -335,10 +344,10 @@ impl Observer for End {
                 Err(BodyError::Cancelled) => record.failure(Reason::DownstreamClosed),
                 Err(_) => record.failure(Reason::UpstreamResetBody),
             }
-            record.finish();
+            record.finish(now);
         }
         if let Some(holds) = self.holds.take() {
-            holds.finish(result.is_ok());
+            holds.finish(result.is_ok(), now);
         }
     }
 }

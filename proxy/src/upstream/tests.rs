@@ -25,6 +25,7 @@ use crate::{
         ServicePort, Subset, TlsMode, View,
     },
     failure::Reason,
+    http::seen::Seen,
     resilience::{
         breaker::BreakerPolicy,
         ejection::{EjectionPolicy, Fault},
@@ -254,7 +255,9 @@ mod joining {
         assert!(Arc::ptr_eq(&old.endpoints[0].state, &new.endpoints[0].state));
         assert!(!Arc::ptr_eq(&old.endpoints[0].state, &new.endpoints[2].state), "another identity is another endpoint");
         let toward = toward(&after, "front");
-        let Ok(Chosen::Forward(forward)) = rule::choose(&toward, &request("/")) else { panic!("no way") };
+        let Ok(Chosen::Forward(forward)) = rule::choose(&toward, &request("/"), Seen::default()) else {
+            panic!("no way")
+        };
         assert!(Arc::ptr_eq(&forward.route.backend, &new), "the rule sees the new endpoints and shares the backend");
     }
 
@@ -373,7 +376,7 @@ mod joining {
         let api = with_rules(api, vec![to("/v2", "v2"), to("/none", "v3"), to("/all", "")]);
         let mesh = mesh(vec![api]);
         let toward = toward(&mesh, "api");
-        let chosen = |path: &str| match rule::choose(&toward, &request(path)) {
+        let chosen = |path: &str| match rule::choose(&toward, &request(path), Seen::default()) {
             Ok(Chosen::Forward(forward)) => {
                 let backend = &forward.route.backend;
                 let addresses: Vec<_> = backend.endpoints.iter().map(|one| one.address.ip().to_string()).collect();
@@ -409,7 +412,7 @@ mod rules {
         // "weight: 0" everywhere is a drained route, not a route to anybody.
         let mesh = only(rule("/", Action::Split(Split::new(vec![arm(0, target("api", ""))]))));
         let toward = toward(&mesh, "api");
-        let Err(failure) = rule::choose(&toward, &request("/")) else { panic!("somebody was chosen") };
+        let Err(failure) = rule::choose(&toward, &request("/"), Seen::default()) else { panic!("somebody was chosen") };
         assert_eq!(failure.reason, Reason::BadBackend);
         assert!(failure.to_string().contains("weight"), "{failure}");
     }
@@ -423,7 +426,7 @@ mod rules {
         moved.response_edit = edit("x-moved", "yes");
         let mesh = only(moved);
         let toward = toward(&mesh, "api");
-        let Ok(Chosen::Redirect(response)) = rule::choose(&toward, &request("/old/page?x=1")) else {
+        let Ok(Chosen::Redirect(response)) = rule::choose(&toward, &request("/old/page?x=1"), Seen::default()) else {
             panic!("no redirect")
         };
         assert_eq!(response.status(), StatusCode::FOUND);
@@ -446,8 +449,11 @@ mod rules {
         {
             parts.headers.insert(name, HeaderValue::from_static(value));
         }
-        let Ok(Chosen::Forward(forward)) = rule::choose(&toward, &parts) else { panic!("no way") };
-        let head = forward.head(parts, "api.shop".parse().unwrap(), None).unwrap();
+        let Ok(Chosen::Forward(forward)) = rule::choose(&toward, &parts, Seen::of(&parts.headers)) else {
+            panic!("no way")
+        };
+        let seen = Seen::of(&parts.headers);
+        let head = forward.head(parts, seen, "api.shop".parse().unwrap(), None).unwrap();
         assert_eq!((head.path.as_str(), head.authority.as_str()), ("/b/c?d=e", "other.example"));
         assert_eq!(head.speaks, Speaks::Http1);
         for gone in ["connection", "x-secret", "host"] {
@@ -462,14 +468,17 @@ mod rules {
         // A service without routes has the default retries and no timeout.
         let mesh = mesh(vec![service("api", vec![endpoint("10.0.0.1", "v1")])]);
         let toward = toward(&mesh, "api");
-        let Ok(Chosen::Forward(forward)) = rule::choose(&toward, &request("/x")) else { panic!("no way") };
+        let Ok(Chosen::Forward(forward)) = rule::choose(&toward, &request("/x"), Seen::default()) else {
+            panic!("no way")
+        };
         assert_eq!((forward.rule_name(), forward.timeout()), (None, None));
         let default = RetryPolicy { attempts: 7, ..RetryPolicy::default() };
         assert_eq!(forward.plan(crate::resilience::deadline::Deadline { at: None }, &default).retry.attempts, 7);
         let mut parts = request("/x");
         parts.uri = Uri::from_static("api.shop:80");
         parts.version = http::Version::HTTP_2;
-        let head = forward.head(parts, "api.shop".parse().unwrap(), None).unwrap();
+        let seen = Seen::of(&parts.headers);
+        let head = forward.head(parts, seen, "api.shop".parse().unwrap(), None).unwrap();
         assert_eq!((head.path.as_str(), head.speaks), ("/", Speaks::Http2));
     }
 }

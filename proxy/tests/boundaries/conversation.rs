@@ -10,16 +10,18 @@ use std::{
 };
 
 use http::{Request, Response, StatusCode, header};
+use http_body::Body as _;
 use outrigger_proxy::{
     arguments,
     drain::drain,
     http::{
-        Body, headers,
+        Body, Downstream, headers,
         http1::{
             client::{Connection, Rules},
             write::{Outgoing, Target},
         },
-        normalize::{self, normalize},
+        normalize::normalize,
+        seen::Seen,
         serve::{self, ServeSettings, Version},
         upgrade,
     },
@@ -115,17 +117,19 @@ impl Origin {
 }
 
 /// A request on its way to the origin, as a sidecar without rules would send it on.
-pub async fn forward(mut request: Request<Body>, origin: Origin) -> Response<Body> {
-    let wanted = upgrade::wants_upgrade(&request);
-    headers::take_orig_proto(request.headers_mut());
-    if let Err(failure) = normalize(&mut request, &SETTINGS.limits) {
-        return outrigger_proxy::http::reply::reply(&failure, false);
-    }
-    let Some(authority) = normalize::authority(&request).cloned() else { return status(StatusCode::BAD_REQUEST) };
-    headers::request_id(request.headers_mut());
-    headers::set_client_cert(request.headers_mut(), None);
+pub async fn forward(request: Request<Body>, downstream: Downstream, origin: Origin) -> Response<Body> {
+    let Downstream { mut seen, interim, .. } = downstream;
     let (mut parts, body) = request.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers, None);
+    let wanted = upgrade::wants_upgrade(&parts, seen);
+    headers::take_orig_proto(&mut parts.headers, &mut seen);
+    let target = match normalize(&mut parts, !body.is_end_stream(), seen, &SETTINGS.limits) {
+        Ok(target) => target,
+        Err(failure) => return outrigger_proxy::http::reply::reply(&failure, false),
+    };
+    let Some(authority) = target.authority else { return status(StatusCode::BAD_REQUEST) };
+    headers::request_id(&mut parts.headers, seen);
+    headers::set_client_cert(&mut parts.headers, seen, None);
+    headers::strip_hop_by_hop(&mut parts.headers, seen, None);
     parts.headers.remove(header::HOST);
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     let mut target = Target::Origin(&path);
@@ -137,7 +141,6 @@ pub async fn forward(mut request: Request<Body>, origin: Origin) -> Response<Bod
         Some(upgrade::Upgrade::ExtendedConnect { .. }) => return status(StatusCode::NOT_IMPLEMENTED),
         None => {}
     }
-    let interim = parts.extensions.remove();
     let outgoing = Outgoing {
         method: &parts.method,
         target,
@@ -146,11 +149,12 @@ pub async fn forward(mut request: Request<Body>, origin: Origin) -> Response<Bod
         own: &[],
         upgrade: asks.as_ref(),
     };
-    let answer = origin.connect().send(&outgoing, body, interim).await;
+    let answer = origin.connect().send(&outgoing, body, Some(interim)).await;
     match answer {
         Ok(mut answer) if answer.status() != StatusCode::SWITCHING_PROTOCOLS => {
-            headers::strip_hop_by_hop(answer.headers_mut(), None);
-            answer
+            let seen = Seen::of(answer.headers());
+            headers::strip_hop_by_hop(answer.headers_mut(), seen, None);
+            *answer
         }
         Ok(_) | Err(_) => status(StatusCode::BAD_GATEWAY),
     }
@@ -171,7 +175,7 @@ pub fn in_virtual_time<F: Future>(run: F) -> F::Output {
 /// A connection that our server serves; what it hands over goes to `handler`.
 pub fn served<H, F>(version: Version, handler: H) -> DuplexStream
 where
-    H: Fn(Request<Body>) -> F + Send + Sync + 'static,
+    H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let (near, far) = duplex(PIPE_BYTES);

@@ -12,7 +12,7 @@ fn converse(said: &[u8], piece: usize) -> (Vec<strict::Request>, Vec<u8>) {
     let origin = Origin::default();
     let heard = in_virtual_time(async {
         let toward = origin.clone();
-        let io = served(Version::Http2, move |request| forward(request, toward.clone()));
+        let io = served(Version::Http2, move |request, downstream| forward(request, downstream, toward.clone()));
         speak(io, said.chunks(piece.max(1))).await
     });
     (origin.requests(), heard)

@@ -36,7 +36,7 @@ pub fn converse_in<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<strict::R
     let origin = Origin::default();
     let heard = in_virtual_time(async {
         let toward = origin.clone();
-        let io = served(Version::Http1, move |request| forward(request, toward.clone()));
+        let io = served(Version::Http1, move |request, downstream| forward(request, downstream, toward.clone()));
         speak(io, pieces).await
     });
     let requests = origin.requests();
@@ -78,7 +78,7 @@ pub fn h1_upstream_response(answer: &[u8]) {
             format!("{method} /1 HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n{method} /2 HTTP/1.1\r\nhost: a\r\n\r\n");
         let heard = in_virtual_time(async {
             let toward = origin.clone();
-            let io = served(Version::Http1, move |request| forward(request, toward.clone()));
+            let io = served(Version::Http1, move |request, downstream| forward(request, downstream, toward.clone()));
             speak(io, std::iter::once(said.as_bytes())).await
         });
         let requests = origin.requests();

@@ -4,16 +4,11 @@
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri, Version as HttpVersion, header, uri::Scheme};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use outrigger_proxy::http::{
-    Body, headers,
-    normalize::{self, normalize},
-    reply,
-    serve::Version,
-    upgrade,
-};
+use outrigger_proxy::http::{Body, Downstream, headers, normalize::normalize, reply, serve::Version, upgrade};
 
 use super::{
     conversation::{Origin, SETTINGS, forward, in_virtual_time, served, speak},
@@ -23,28 +18,30 @@ use super::{
 /// A connection to the second sidecar.
 async fn connect(origin: &Origin) -> Option<SendRequest<Body>> {
     let toward = origin.clone();
-    let io = served(Version::Http2, move |request| forward(request, toward.clone()));
+    let io = served(Version::Http2, move |request, downstream| forward(request, downstream, toward.clone()));
     let (sender, connection) = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(io)).await.ok()?;
     tokio::spawn(connection);
     Some(sender)
 }
 
 /// The first sidecar: one connection for each request, so that they can be told apart.
-async fn carry(mut request: Request<Body>, origin: Origin) -> Response<Body> {
+async fn carry(request: Request<Body>, downstream: Downstream, origin: Origin) -> Response<Body> {
     let failed = |status| {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
         response
     };
-    if upgrade::wants_upgrade(&request).is_some() {
+    let seen = downstream.seen;
+    let (mut parts, body) = request.into_parts();
+    if upgrade::wants_upgrade(&parts, seen).is_some() {
         return failed(StatusCode::NOT_IMPLEMENTED);
     }
-    if let Err(failure) = normalize(&mut request, &SETTINGS.limits) {
-        return reply::reply(&failure, false);
-    }
-    let Some(authority) = normalize::authority(&request).cloned() else { return failed(StatusCode::BAD_REQUEST) };
-    let (mut parts, body) = request.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers, None);
+    let target = match normalize(&mut parts, !body.is_end_stream(), seen, &SETTINGS.limits) {
+        Ok(target) => target,
+        Err(failure) => return reply::reply(&failure, false),
+    };
+    let Some(authority) = target.authority else { return failed(StatusCode::BAD_REQUEST) };
+    headers::strip_hop_by_hop(&mut parts.headers, seen, None);
     parts.headers.remove(header::HOST);
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(Scheme::HTTP);
@@ -54,7 +51,6 @@ async fn carry(mut request: Request<Body>, origin: Origin) -> Response<Body> {
     parts.headers.insert(headers::ORIG_PROTO, http::HeaderValue::from_static("HTTP/1.1"));
     parts.uri = uri;
     parts.version = HttpVersion::HTTP_2;
-    parts.extensions.clear();
     let Some(mut sender) = connect(&origin).await else { return failed(StatusCode::BAD_GATEWAY) };
     match sender.send_request(Request::from_parts(parts, body)).await {
         Ok(response) => {
@@ -74,7 +70,7 @@ pub fn h1_to_h2_translate(said: &[u8]) {
     let origin = Origin::default();
     let heard = in_virtual_time(async {
         let toward = origin.clone();
-        let io = served(Version::Http1, move |request| carry(request, toward.clone()));
+        let io = served(Version::Http1, move |request, downstream| carry(request, downstream, toward.clone()));
         speak(io, std::iter::once(said)).await
     });
     let requests = origin.requests();

@@ -97,7 +97,7 @@ impl Chunked {
                     let Some(end) = end else { return Ok(Step::Starved) };
                     let lines = received.split_to(end).freeze();
                     self.state = State::Over;
-                    let trailers = head::fields(&lines, &lines, &limits.trailers).map_err(trailer_fault)?;
+                    let (trailers, _) = head::fields(&lines, &lines, &limits.trailers).map_err(trailer_fault)?;
                     return Ok(Step::Trailers(trailers));
                 }
                 State::Over => return Ok(Step::Over),

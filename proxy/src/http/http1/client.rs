@@ -301,7 +301,8 @@ impl<S: Stream> State<S> {
 }
 
 impl<S: Stream + 'static> Future for Answering<S> {
-    type Output = Result<Response<Body>, Unanswered>;
+    /// Boxed: it is handed on a dozen times.
+    type Output = Result<Box<Response<Body>>, Unanswered>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.link.0.lock();
@@ -338,7 +339,7 @@ impl<S: Stream + 'static> Future for Answering<S> {
         };
         drop(state);
         self.over = true;
-        Poll::Ready(Ok(Response::from_parts(head.parts, body)))
+        Poll::Ready(Ok(Box::new(Response::from_parts(head.parts, body))))
     }
 }
 

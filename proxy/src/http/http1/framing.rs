@@ -5,6 +5,7 @@
 use http::{HeaderMap, Method, StatusCode, Version, header};
 
 use super::fault::Fault;
+use crate::http::seen::{Field, Seen};
 
 /// Where the content of a message ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +19,13 @@ pub enum Framing {
     UntilClose,
 }
 
-/// The content of a request.
+/// The content of a request; `seen` is what its head has.
 ///
 /// # Errors
 /// Every ambiguity: both framing fields, codings other than a single `chunked`, `Transfer-Encoding` from HTTP/1.0, lengths that are
 /// repeated (even equal ones), signed, listed or too large; content on CONNECT.
-pub fn of_request(method: &Method, version: Version, headers: &HeaderMap) -> Result<Framing, Fault> {
-    let framing = declared(version, headers)?.unwrap_or(Framing::Empty);
+pub fn of_request(method: &Method, version: Version, headers: &HeaderMap, seen: Seen) -> Result<Framing, Fault> {
+    let framing = declared(version, headers, seen)?.unwrap_or(Framing::Empty);
     if method == Method::CONNECT && framing != Framing::Empty {
         return Err(Fault::UnexpectedContent);
     }
@@ -40,8 +41,9 @@ pub fn of_response(
     status: StatusCode,
     version: Version,
     headers: &HeaderMap,
+    seen: Seen,
 ) -> Result<Framing, Fault> {
-    let declared = declared(version, headers)?;
+    let declared = declared(version, headers, seen)?;
     let never = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if never || asked == Method::HEAD || (asked == Method::CONNECT && status.is_success()) {
         return Ok(Framing::Empty);
@@ -50,7 +52,10 @@ pub fn of_response(
 }
 
 /// What the framing fields say; `None` when there are none.
-fn declared(version: Version, headers: &HeaderMap) -> Result<Option<Framing>, Fault> {
+fn declared(version: Version, headers: &HeaderMap, seen: Seen) -> Result<Option<Framing>, Fault> {
+    if !seen.has(Field::ContentLength) && !seen.has(Field::TransferEncoding) {
+        return Ok(None);
+    }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).into_iter();
     let length = lengths.next();
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).into_iter();
@@ -132,11 +137,21 @@ mod tests {
             (vec![te("")], Err(Fault::TransferEncoding)),
         ] {
             let headers = fields(&lines);
-            assert_eq!(of_request(&Method::POST, Version::HTTP_11, &headers), expected, "{lines:?}");
+            assert_eq!(
+                of_request(&Method::POST, Version::HTTP_11, &headers, Seen::of(&headers)),
+                expected,
+                "{lines:?}"
+            );
         }
         let chunked = fields(&[te("chunked")]);
-        assert_eq!(of_request(&Method::POST, Version::HTTP_10, &chunked), Err(Fault::TransferEncoding));
-        assert_eq!(of_request(&Method::CONNECT, Version::HTTP_11, &chunked), Err(Fault::UnexpectedContent));
+        assert_eq!(
+            of_request(&Method::POST, Version::HTTP_10, &chunked, Seen::of(&chunked)),
+            Err(Fault::TransferEncoding)
+        );
+        assert_eq!(
+            of_request(&Method::CONNECT, Version::HTTP_11, &chunked, Seen::of(&chunked)),
+            Err(Fault::UnexpectedContent)
+        );
     }
 
     #[test]
@@ -157,7 +172,11 @@ mod tests {
         ] {
             let asked = method.parse().unwrap();
             let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(of_response(&asked, status, Version::HTTP_11, headers), Ok(expected), "{method} {status}");
+            assert_eq!(
+                of_response(&asked, status, Version::HTTP_11, headers, Seen::of(headers)),
+                Ok(expected),
+                "{method} {status}"
+            );
         }
     }
 }

@@ -11,6 +11,7 @@ use super::{
     fault::Fault,
     framing::{self, Framing},
 };
+use crate::http::seen::{Field, Seen};
 
 /// Greatest head.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,7 @@ pub struct Scan {
 #[derive(Debug)]
 pub struct RequestHead {
     pub parts: request::Parts,
+    pub seen: Seen,
     pub framing: Framing,
     /// Whether another request may follow on the connection.
     pub keep_alive: bool,
@@ -94,18 +96,19 @@ pub fn request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, Fault> 
         return Err(Fault::TargetTooLong);
     }
     let uri = self::target(&method, head.slice_ref(target))?;
-    let headers = self::fields(head, fields, limits)?;
-    let framing = framing::of_request(&method, version, &headers)?;
-    let keep_alive = keeps_alive(version, &headers);
+    let (headers, seen) = self::fields(head, fields, limits)?;
+    let framing = framing::of_request(&method, version, &headers, seen)?;
+    let keep_alive = keeps_alive(version, &headers, seen);
     let expects_continue = version == Version::HTTP_11
         && framing != Framing::Empty
+        && seen.has(Field::Expect)
         && headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let (mut parts, ()) = http::Request::new(()).into_parts();
     parts.method = method;
     parts.uri = uri;
     parts.version = version;
     parts.headers = headers;
-    Ok(RequestHead { parts, framing, keep_alive, expects_continue })
+    Ok(RequestHead { parts, seen, framing, keep_alive, expects_continue })
 }
 
 /// Reads a whole head, as [`find_end`] delimits it; `asked` is the method of the request it answers.
@@ -131,9 +134,9 @@ pub fn response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Result<Res
         .ok()
         .filter(|status| (100..600).contains(&status.as_u16()))
         .ok_or(Fault::StatusLine)?;
-    let headers = self::fields(head, fields, limits)?;
-    let framing = framing::of_response(asked, status, version, &headers)?;
-    let keep_alive = keeps_alive(version, &headers);
+    let (headers, seen) = self::fields(head, fields, limits)?;
+    let framing = framing::of_response(asked, status, version, &headers, seen)?;
+    let keep_alive = keeps_alive(version, &headers, seen);
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = status;
     parts.version = version;
@@ -141,18 +144,20 @@ pub fn response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Result<Res
     Ok(ResponseHead { parts, framing, keep_alive })
 }
 
-/// Field lines up to and including the empty one; for trailers as well.
+/// Field lines up to and including the empty one, and which of the fields that matter they have; for trailers as well.
 ///
 /// # Errors
 /// The first rule they break.
-pub fn fields(head: &Bytes, mut lines: &[u8], limits: &HeadLimits) -> Result<HeaderMap, Fault> {
-    // Most messages have about a dozen.
-    let mut headers = HeaderMap::with_capacity(12);
+pub fn fields(head: &Bytes, mut lines: &[u8], limits: &HeadLimits) -> Result<(HeaderMap, Seen), Fault> {
+    // Most messages have about a dozen; a small map is one that the allocator has at hand.
+    let small = memchr::memchr_iter(b'\n', lines).take(SMALL_FIELDS).count() <= SMALL_FIELDS - ADDED_FIELDS;
+    let mut headers = HeaderMap::with_capacity(if small { SMALL_FIELDS } else { USUAL_FIELDS });
+    let mut seen = Seen::default();
     let mut count = 0;
     while let Some((line, rest)) = split_line(lines) {
         lines = rest;
         if line.is_empty() {
-            return Ok(headers);
+            return Ok((headers, seen));
         }
         count += 1;
         if count > limits.fields {
@@ -167,10 +172,17 @@ pub fn fields(head: &Bytes, mut lines: &[u8], limits: &HeadLimits) -> Result<Hea
         let value = trim(value.get(1..).unwrap_or_default());
         // Refuses control characters but the tab, among them a carriage return alone and NUL.
         let value = HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| Fault::FieldValue)?;
+        seen.add(&name);
         headers.try_append(name, value).map_err(|_| Fault::TooManyFields)?;
     }
     Err(Fault::FieldName)
 }
+
+/// What a map has room for before it grows, in a small size and in a usual one.
+const SMALL_FIELDS: usize = 6;
+const USUAL_FIELDS: usize = 12;
+/// What the stages after this add: an id, a count, a date.
+const ADDED_FIELDS: usize = 2;
 
 /// The bytes before the next CRLF, and those behind.
 fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -234,7 +246,10 @@ pub(in crate::http) fn is_sound_target(target: &[u8]) -> bool {
 }
 
 /// RFC 9112 §9.3.
-fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
+fn keeps_alive(version: Version, headers: &HeaderMap, seen: Seen) -> bool {
+    if !seen.has(Field::Connection) {
+        return version == Version::HTTP_11;
+    }
     let said = |token: &str| {
         headers
             .get_all(header::CONNECTION)
@@ -244,7 +259,7 @@ fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
             .any(|found| found.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))
     };
     match version {
-        Version::HTTP_11 => !headers.contains_key(header::CONNECTION) || !said("close"),
+        Version::HTTP_11 => !said("close"),
         _ => said("keep-alive") && !said("close"),
     }
 }

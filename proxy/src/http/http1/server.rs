@@ -30,9 +30,10 @@ use crate::{
     failure::Failure,
     host::{self, Instant, Stream},
     http::{
-        Body, BodyError,
+        Body, BodyError, Downstream,
         interim::{Announce, Interim},
         reply,
+        seen::Field,
         upgrade::{Agreement, Departure, has_token},
     },
 };
@@ -96,7 +97,7 @@ const DISCARD_BYTES: u64 = 64 * 1024;
 pub async fn serve<S, H, F>(io: S, rules: &Rules, mut drain: DrainWatch, handler: H) -> Result<(), Broken>
 where
     S: Stream + 'static,
-    H: Fn(Request<Body>) -> F,
+    H: Fn(Request<Body>, Downstream) -> F,
     F: Future<Output = Response<Body>>,
 {
     let link = Arc::new(Link::new(io, rules));
@@ -168,9 +169,10 @@ where
         };
         served += 1;
         let asked = Asked::of(&head);
-        let last = served >= most_requests || host::now() >= oldest;
-        let (request, agreement) = link.begin(head, served);
-        let mut handling = pin!(handler(request));
+        let at = host::now();
+        let last = served >= most_requests || at >= oldest;
+        let (request, downstream, agreement) = link.begin(head, served, at);
+        let mut handling = pin!(handler(request, downstream));
         let response = poll_fn(|cx| {
             if let Poll::Ready(response) = handling.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
@@ -181,7 +183,8 @@ where
         // Nobody waits for the response.
         let Some(response) = response else { return Err(Broken::incomplete()) };
         let keep = asked.keep_alive && !last && !told.word().stop;
-        match link.respond(response, &asked, keep, &mut told).await? {
+        let next = pin!(link.respond(response, &asked, keep, &mut told)).await?;
+        match next {
             Next::Stay => {}
             Next::Close => return link.close(true).await,
             Next::Leave => {
@@ -191,7 +194,8 @@ where
                 return Ok(());
             }
         }
-        if link.finish(served).await == Next::Close {
+        let next = pin!(link.finish(served)).await;
+        if next == Next::Close {
             return link.close(true).await;
         }
         since = host::now();
@@ -209,12 +213,12 @@ struct Asked {
 
 impl Asked {
     fn of(head: &RequestHead) -> Self {
-        let RequestHead { parts, keep_alive, .. } = head;
+        let RequestHead { parts, seen, keep_alive, .. } = head;
         Self {
             method: parts.method.clone(),
             version: parts.version,
             keep_alive: *keep_alive,
-            trailers: parts.headers.contains_key(header::TE) && has_token(&parts.headers, &header::TE, "trailers"),
+            trailers: seen.has(Field::Te) && has_token(&parts.headers, &header::TE, "trailers"),
         }
     }
 }
@@ -313,8 +317,13 @@ impl<S: Stream + 'static> Link<S> {
     }
 
     /// A head has come: the request for the handler, and for one that may leave HTTP, where its stream goes then.
-    fn begin(self: &Arc<Self>, head: RequestHead, number: u64) -> (Request<Body>, Option<Agreement>) {
-        let RequestHead { mut parts, framing, expects_continue, keep_alive, .. } = head;
+    fn begin(
+        self: &Arc<Self>,
+        head: RequestHead,
+        number: u64,
+        at: Instant,
+    ) -> (Request<Body>, Downstream, Option<Agreement>) {
+        let RequestHead { mut parts, seen, framing, expects_continue, keep_alive } = head;
         let mut state = self.0.lock();
         state.last_request = !keep_alive;
         state.number = number;
@@ -330,14 +339,14 @@ impl<S: Stream + 'static> Link<S> {
             },
         };
         drop(state);
-        parts.extensions.insert(Interim::http1(Arc::clone(self) as Arc<dyn Announce>));
-        let leaves = parts.method == Method::CONNECT || parts.headers.contains_key(header::UPGRADE);
+        let interim = Interim::http1(Arc::clone(self) as Arc<dyn Announce>);
+        let leaves = parts.method == Method::CONNECT || seen.has(Field::Upgrade);
         let agreement = leaves.then(|| {
             let (departure, agreement) = Departure::new();
             parts.extensions.insert(departure);
             agreement
         });
-        (Request::from_parts(parts, body), agreement)
+        (Request::from_parts(parts, body), Downstream { at, seen, interim }, agreement)
     }
 
     /// Writes a response to its end.

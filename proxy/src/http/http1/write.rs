@@ -182,15 +182,10 @@ fn framing(out: &mut BytesMut, length: Length) {
 
 /// Fields that frame a message or concern its connection: they are written anew, in every version of HTTP.
 pub(in crate::http) fn is_ours(name: &HeaderName) -> bool {
-    const OURS: [HeaderName; 6] = [
-        header::CONNECTION,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ];
-    OURS.contains(name)
+    matches!(
+        name.as_str(),
+        "connection" | "content-length" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection"
+    )
 }
 
 #[cfg(test)]

@@ -182,7 +182,8 @@ impl Drop for Connection {
 }
 
 impl Future for Answering {
-    type Output = Result<Response<Body>, Unanswered>;
+    /// Boxed: it is handed on a dozen times.
+    type Output = Result<Box<Response<Body>>, Unanswered>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let id = self.stream;
@@ -208,7 +209,7 @@ impl Future for Answering {
                 drop(state);
                 Incoming::body(Arc::clone(&link), id, length)
             };
-            return Poll::Ready(Ok(Response::from_parts(parts, body)));
+            return Poll::Ready(Ok(Box::new(Response::from_parts(parts, body))));
         }
         if let Some(lost) = stream.lost.clone() {
             let untouched = written <= stream.outgoing.begins;

@@ -30,10 +30,11 @@ use crate::{
     failure::Failure,
     host::{self, Instant, Stream},
     http::{
-        Body,
+        Body, Downstream,
         http1::{Fault, server::date},
         interim::Interim,
         reply,
+        seen::Seen,
         upgrade::{Agreement, Departure},
     },
 };
@@ -99,9 +100,10 @@ pub async fn serve<S, H, F>(
 ) -> Result<(), Ended>
 where
     S: Stream + 'static,
-    H: Fn(Request<Body>) -> F,
+    H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let handler = Arc::new(handler);
     let link = Link::new(Role::Server, rules);
     let mut driver = Driver::new(io, Arc::clone(&link));
     // Whatever ends this future ends the streams' tasks.
@@ -310,16 +312,17 @@ fn say_goodbye(link: &Link, code: Code) {
 fn begin<S, H, F>(
     link: &Arc<Link>,
     driver: &mut Driver<S>,
-    handler: &H,
+    handler: &Arc<H>,
     refused: &impl Fn(Refused),
     write_stall: Duration,
 ) -> u64
 where
     S: Stream + 'static,
-    H: Fn(Request<Body>) -> F,
+    H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut begun = 0;
+    let mut at = None;
     for Arrived { stream, head } in std::mem::take(&mut driver.arrived) {
         if let Ok(RequestHead { content: Some(0), .. }) = &head
             && !link.has_ended(stream)
@@ -344,13 +347,17 @@ where
                 continue;
             }
         };
+        let at = *at.get_or_insert_with(host::now);
+        let downstream =
+            Downstream { at, seen: Seen::of(&head.parts.headers), interim: Interim::http2(Arc::clone(link), stream) };
         let Some((request, asked)) = request(link, stream, head.parts) else { continue };
-        let handling = handler(request);
         let mut guard = Guard { link: Some(Arc::clone(link)), stream };
+        let handler = Arc::clone(handler);
+        // Made where it stays, in the task: a future that is handed on is copied each time.
         work(link, stream, async move {
-            let response = handling.await;
+            let response = pin!(handler(request, downstream)).await;
             if let Some(link) = guard.link.take() {
-                respond(link, stream, asked, response, write_stall).await;
+                pin!(respond(link, stream, asked, response, write_stall)).await;
             }
         });
     }
@@ -408,7 +415,6 @@ fn content(link: &Arc<Link>, id: u32) -> Option<Body> {
 
 /// The request for the handler, and what its response needs; `None`: the stream is gone.
 fn request(link: &Arc<Link>, stream: u32, mut parts: request::Parts) -> Option<(Request<Body>, Asked)> {
-    parts.extensions.insert(Interim::http2(Arc::clone(link), stream));
     let method = parts.method.clone();
     if method != Method::CONNECT {
         let body = content(link, stream)?;

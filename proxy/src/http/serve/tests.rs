@@ -21,7 +21,9 @@ use crate::{
     host::{self, Instant},
     http::{
         body::tests::{data, fed},
-        reply, upgrade,
+        reply,
+        seen::Seen,
+        upgrade,
     },
     relay::{Counts, RelayLimits},
 };
@@ -50,7 +52,10 @@ where
     let (near, far) = duplex(64 * 1024);
     let (trigger, watch) = drain();
     let settings = ServeSettings::from_parts(&limits, &timeouts, false);
-    let task = tokio::spawn(async move { serve(far, version, &settings, watch, handler, |_| {}).await });
+    let task =
+        tokio::spawn(
+            async move { serve(far, version, &settings, watch, move |request, _| handler(request), |_| {}).await },
+        );
     (near, Server { task, drain: trigger, start: host::now() })
 }
 
@@ -358,8 +363,9 @@ const RELAY: RelayLimits =
     RelayLimits { buffer_bytes: 64 * 1024, idle: Duration::from_secs(300), half_close: Duration::from_secs(300) };
 
 /// Agrees to every upgrade and joins it to an echoing stream.
-async fn tunnel(mut request: Request<Body>) -> Response<Body> {
-    let wanted = upgrade::wants_upgrade(&request).unwrap();
+async fn tunnel(request: Request<Body>) -> Response<Body> {
+    let (mut request, _) = request.into_parts();
+    let wanted = upgrade::wants_upgrade(&request, Seen::of(&request.headers)).unwrap();
     let downstream = upgrade::take(&mut request);
     tokio::spawn(async move {
         let (near, far) = duplex(1024);

@@ -32,7 +32,7 @@ where
     let (trigger, watch) = drain();
     let task = tokio::spawn(async move {
         let _trigger = trigger;
-        serve(far, &rules(), watch, handler).await
+        serve(far, &rules(), watch, move |request, _| handler(request)).await
     });
     (near, task)
 }
@@ -209,8 +209,7 @@ async fn an_answer_that_breaks_off_is_never_a_whole_one() {
 #[tokio::test(start_paused = true)]
 async fn interim_answers_go_ahead_of_the_final_one() {
     // Early hints would come too late to be of use.
-    let hinting = |request: Request<Body>| async move {
-        let interim = request.extensions().get::<Interim>().unwrap().clone();
+    let hinting = |_request: Request<Body>, Downstream { interim, .. }: Downstream| async move {
         let mut hints = HeaderMap::new();
         hints.insert("link", HeaderValue::from_static("</x>"));
         interim.announce(StatusCode::EARLY_HINTS, &hints);
@@ -218,9 +217,18 @@ async fn interim_answers_go_ahead_of_the_final_one() {
         host::sleep(Duration::from_secs(1)).await;
         Response::new(Body::full("x"))
     };
-    let heard = conversation(hinting, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    let converse = async |said: &[u8]| {
+        let (mut io, far) = duplex(64 * 1024);
+        let (_trigger, watch) = drain();
+        tokio::spawn(async move { serve(far, &rules(), watch, hinting).await });
+        io.write_all(said).await.unwrap();
+        let mut heard = String::new();
+        io.read_to_string(&mut heard).await.unwrap();
+        heard
+    };
+    let heard = converse(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(heard.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n"), "{heard}");
-    let heard = conversation(hinting, b"GET / HTTP/1.0\r\n\r\n").await;
+    let heard = converse(b"GET / HTTP/1.0\r\n\r\n").await;
     assert!(heard.starts_with("HTTP/1.1 200 OK\r\n"), "{heard}");
 }
 
@@ -235,7 +243,7 @@ where
 {
     let (near, far) = duplex(pipe_bytes);
     let (trigger, watch) = drain();
-    let task = tokio::spawn(async move { serve(far, &rules(), watch, handler).await });
+    let task = tokio::spawn(async move { serve(far, &rules(), watch, move |request, _| handler(request)).await });
     (near, trigger, task)
 }
 
@@ -307,7 +315,7 @@ async fn idle_connections_make_room_when_asked() {
     host::sleep(Duration::from_secs(100)).await;
     let watch = trigger.watch();
     let (mut young, far) = duplex(1024);
-    let young_task = tokio::spawn(async move { serve(far, &rules(), watch, describe).await });
+    let young_task = tokio::spawn(async move { serve(far, &rules(), watch, |request, _| describe(request)).await });
     young.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     hear(&mut young, "[]").await;
     host::sleep(Duration::from_secs(100)).await;
@@ -334,7 +342,7 @@ async fn large_heads_are_refused_while_memory_is_short() {
         let rules = Rules { head: HeadLimits { bytes: 64 * 1024, fields: 16, target_bytes: 1024 }, ..rules() };
         let task = tokio::spawn(async move {
             let _trigger = trigger;
-            serve(far, &rules, watch, describe).await
+            serve(far, &rules, watch, |request, _| describe(request)).await
         });
         (near, task)
     };

@@ -79,7 +79,10 @@ impl Raw {
         let (near, far) = duplex(1 << 20);
         let (trigger, watch) = drain();
         let rules = Rules::new(limits, limits.http2_streams);
-        let task = tokio::spawn(async move { serve(far, rules, LIFE, watch, handler, |_| {}).await });
+        let task =
+            tokio::spawn(
+                async move { serve(far, rules, LIFE, watch, move |request, _| handler(request), |_| {}).await },
+            );
         Self { io: near, received: BytesMut::new(), encoder: Encoder::default(), task, drain: trigger }
     }
 
@@ -538,7 +541,7 @@ async fn two_ends_that_are_full_do_not_wait_for_each_other() {
     let (_trigger, watch) = drain();
     let limits = Limits { connection_buffer_bytes: 20_000, ..limits() };
     let rules = Rules::new(&limits, 4);
-    tokio::spawn(async move { serve(far, rules, LIFE, watch, echo, |_| {}).await });
+    tokio::spawn(async move { serve(far, rules, LIFE, watch, |request, _| echo(request), |_| {}).await });
     let pings = client::Pings { interval: Duration::from_secs(600), timeout: Duration::from_secs(600) };
     let connection = client::open(near, Rules::new(&limits, 0), pings);
     let authority = http::uri::Authority::from_static("a.test");
