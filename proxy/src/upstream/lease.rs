@@ -3,7 +3,7 @@
 //! HTTP/1 connections carry one request each and come back when its response is over. HTTP/2 connections are shared;
 //! a new one is opened when all are full, by one task for everybody who waits. The backend's limits are asked here.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -75,7 +75,7 @@ impl Backend {
             (_, Need::Http1) => false,
         };
         if multiplex {
-            return self.stream(endpoint, pool, carrier).await;
+            return pin!(self.stream(endpoint, pool, carrier)).await;
         }
         if let Some(connection) = pool.take_idle(now, self.http1_idle(carrier.dialer)) {
             return Ok(Lease::Http1(self.lend(connection, endpoint, carrier)));

@@ -60,9 +60,6 @@ pub struct ResponseHead {
     pub content: Option<u64>,
 }
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 impl Lines {
     pub fn new(limits: HeadLimits) -> Self {
         Self {
@@ -112,11 +109,12 @@ impl Lines {
 
     fn field(&mut self, name: HeaderName, value: HeaderValue) {
         // RFC 9113 §8.2.2.
-        const OF_THE_CONNECTION: [HeaderName; 5] =
-            [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
-        if OF_THE_CONNECTION.contains(&name)
-            || (name == header::TE && !value.as_bytes().eq_ignore_ascii_case(b"trailers"))
-        {
+        let of_the_connection = match name.as_str() {
+            "connection" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" => true,
+            "te" => !value.as_bytes().eq_ignore_ascii_case(b"trailers"),
+            _ => false,
+        };
+        if of_the_connection {
             return self.refuse(Refusal::Malformed("a field of an HTTP/1 connection"));
         }
         if self.headers.len() >= self.limits.fields || self.headers.try_append(name, value).is_err() {

@@ -85,7 +85,8 @@ pub(super) struct State {
     pub rules: Rules,
     pub out: Outgoing,
     encoder: Encoder,
-    pub streams: HashMap<u32, Stream, BuildHasherDefault<IdHasher>>,
+    /// Boxed: a table moves what is in it.
+    pub streams: HashMap<u32, Box<Stream>, BuildHasherDefault<IdHasher>>,
     /// Streams of which one direction at least has not ended.
     pub open: u32,
     /// The highest stream that was opened, and how many were.
@@ -468,7 +469,7 @@ impl State {
         if self.goodbye || self.ended.is_some() || id > MAX_WINDOW {
             return None;
         }
-        let mut stream = Stream::new(self.rules.stream_window.max(FIRST_WINDOW), self.first_send_window);
+        let mut stream = Box::new(Stream::new(self.rules.stream_window.max(FIRST_WINDOW), self.first_send_window));
         stream.outgoing.ended = end;
         stream.outgoing.begins = self.queued;
         self.last = id;
@@ -739,7 +740,7 @@ impl State {
         self.opened += 1;
         self.open += 1;
         // Before it has seen our settings it may use the window of the standard (RFC 9113 §6.9.3).
-        let stream = Stream::new(self.rules.stream_window.max(FIRST_WINDOW), self.first_send_window);
+        let stream = Box::new(Stream::new(self.rules.stream_window.max(FIRST_WINDOW), self.first_send_window));
         self.streams.insert(id, stream);
     }
 

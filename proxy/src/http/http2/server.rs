@@ -386,7 +386,8 @@ impl Drop for Guard {
 }
 
 fn work(link: &Arc<Link>, stream: u32, work: impl Future<Output = ()> + Send + 'static) {
-    let handle = host::spawn(work).abort_handle();
+    // Boxed: from here to where it runs, the work is handed on a dozen times.
+    let handle = host::spawn(Box::pin(work)).abort_handle();
     if let Some(stream) = link.lock().streams.get_mut(&stream)
         && stream.lost.is_none()
     {

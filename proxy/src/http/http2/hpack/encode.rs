@@ -6,7 +6,7 @@
 use std::{collections::HashMap, hash::BuildHasher};
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
     TABLE_BYTES,
@@ -31,17 +31,11 @@ pub struct Encoder {
 
 #[derive(Debug)]
 struct Entry {
-    name: Said,
+    /// `None`: the authority.
+    name: Option<HeaderName>,
     value: HeaderValue,
     hash: u64,
     number: u64,
-}
-
-/// A name as we write it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Said {
-    Authority,
-    Field(HeaderName),
 }
 
 impl Default for Encoder {
@@ -118,7 +112,7 @@ impl Encoder {
             // An authority is a valid value; only its type does not say so.
             return;
         };
-        self.line(out, &Said::Authority, &value);
+        self.line(out, None, &value);
     }
 
     pub fn status(&mut self, out: &mut BytesMut, status: StatusCode) {
@@ -150,36 +144,29 @@ impl Encoder {
         if changes_every_time(name) || entry_bytes(name.as_str().len(), value.len()) > MOST_BYTES {
             return literal(out, 0x00, name, value);
         }
-        self.line(out, &Said::Field(name.clone()), value);
+        self.line(out, Some(name), value);
     }
 
-    /// A line that will come again.
-    fn line(&mut self, out: &mut BytesMut, name: &Said, value: &HeaderValue) {
-        let text = match name {
-            Said::Authority => ":authority",
-            Said::Field(name) => name.as_str(),
-        };
+    /// A line that will come again; `None`: the authority.
+    fn line(&mut self, out: &mut BytesMut, name: Option<&HeaderName>, value: &HeaderValue) {
+        let text = name.map_or(":authority", HeaderName::as_str);
         let hash = self.hasher.hash_one((text, value.as_bytes()));
         if let Some(place) = self.places.get(&hash) {
             let age = (self.added - place) as usize - 1;
-            if self.table.get(age).is_some_and(|entry| entry.name == *name && entry.value == *value) {
+            if self.table.get(age).is_some_and(|entry| entry.name.as_ref() == name && entry.value == *value) {
                 return number(out, 0x80, 7, STATIC_ENTRIES + 1 + age);
             }
         }
         match name {
-            Said::Authority => number(out, 0x40, 6, index::AUTHORITY),
-            Said::Field(name) => named(out, 0x40, 6, name),
+            None => number(out, 0x40, 6, index::AUTHORITY),
+            Some(name) => named(out, 0x40, 6, name),
         }
         string(out, value.as_bytes());
         let places = &mut self.places;
         // A copy: what came in is a piece of a whole head, and would keep it.
         let kept = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
-        let kept_name = match name {
-            Said::Authority => Said::Authority,
-            Said::Field(name) => {
-                Said::Field(HeaderName::from_lowercase(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone()))
-            }
-        };
+        let kept_name =
+            name.map(|name| HeaderName::from_lowercase(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone()));
         let number = self.added;
         let entry = Entry { name: kept_name, value: kept, hash, number };
         let stays = self.table.add(entry, entry_bytes(text.len(), value.len()), |old| {
@@ -232,27 +219,25 @@ fn string(out: &mut BytesMut, text: &[u8]) {
 
 /// Beside what a caller marks as sensitive.
 fn is_secret(name: &HeaderName) -> bool {
-    const SECRET: [HeaderName; 4] =
-        [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE, header::SET_COOKIE];
-    SECRET.contains(name)
+    matches!(name.as_str(), "authorization" | "proxy-authorization" | "cookie" | "set-cookie")
 }
 
 /// Values that hardly ever come again.
 fn changes_every_time(name: &HeaderName) -> bool {
-    const CHANGING: [HeaderName; 11] = [
-        header::AGE,
-        header::CONTENT_RANGE,
-        header::ETAG,
-        header::IF_MATCH,
-        header::IF_MODIFIED_SINCE,
-        header::IF_NONE_MATCH,
-        header::LAST_MODIFIED,
-        header::LOCATION,
-        header::RANGE,
-        HeaderName::from_static("traceparent"),
-        HeaderName::from_static("x-request-id"),
-    ];
-    CHANGING.contains(name)
+    matches!(
+        name.as_str(),
+        "age"
+            | "content-range"
+            | "etag"
+            | "if-match"
+            | "if-modified-since"
+            | "if-none-match"
+            | "last-modified"
+            | "location"
+            | "range"
+            | "traceparent"
+            | "x-request-id"
+    )
 }
 
 /// The first entry with this name in the table that everybody knows; 0: none.
