@@ -342,7 +342,7 @@ async fn serve_request(
     downstream: Downstream,
     entry: Arc<Entry>,
     worker: Worker,
-) -> Response<Body> {
+) -> Box<Response<Body>> {
     let (request, body) = request.into_parts();
     let mut record = RequestRecord::open(&worker.telemetry, Direction::Inbound, downstream.at);
     record.head(&request.method, &request.uri, request.version, &request.headers);

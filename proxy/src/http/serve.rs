@@ -131,7 +131,7 @@ pub async fn serve<S, H, F>(
 where
     S: Stream + 'static,
     H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output: Into<Box<Response<Body>>>> + Send + 'static,
 {
     match version {
         Version::Http1 => {

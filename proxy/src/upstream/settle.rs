@@ -149,8 +149,8 @@ impl Settled {
     }
 
     /// The response with its record; from here on the body settles everything.
-    pub fn attach(self, mut record: RequestRecord, uploaded: Option<Arc<Uploaded>>) -> Response<Body> {
-        let mut response = *self.response;
+    pub fn attach(self, mut record: RequestRecord, uploaded: Option<Arc<Uploaded>>) -> Box<Response<Body>> {
+        let mut response = self.response;
         record.response(response.status());
         if let Some(status) = self.grpc_status {
             record.grpc_status(status);
@@ -162,7 +162,7 @@ impl Settled {
 }
 
 /// A response of our own, with its record.
-pub fn own(response: Response<Body>, record: RequestRecord) -> Response<Body> {
+pub fn own(response: Response<Body>, record: RequestRecord) -> Box<Response<Body>> {
     Settled::own(response).attach(record, None)
 }
 
@@ -174,7 +174,7 @@ pub fn refused(fault: Fault, mut record: RequestRecord) {
 }
 
 /// A response of our own that tells of a failure, with its record.
-pub fn failed(response: Response<Body>, failure: &Failure, mut record: RequestRecord) -> Response<Body> {
+pub fn failed(response: Response<Body>, failure: &Failure, mut record: RequestRecord) -> Box<Response<Body>> {
     record.failure(failure.reason);
     own(response, record)
 }

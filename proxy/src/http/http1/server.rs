@@ -98,7 +98,7 @@ pub async fn serve<S, H, F>(io: S, rules: &Rules, mut drain: DrainWatch, handler
 where
     S: Stream + 'static,
     H: Fn(Request<Body>, Downstream) -> F,
-    F: Future<Output = Response<Body>>,
+    F: Future<Output: Into<Box<Response<Body>>>>,
 {
     let link = Arc::new(Link::new(io, rules));
     let start = host::now();
@@ -175,7 +175,7 @@ where
         let mut handling = pin!(handler(request, downstream));
         let response = poll_fn(|cx| {
             if let Poll::Ready(response) = handling.as_mut().poll(cx) {
-                return Poll::Ready(Some(response));
+                return Poll::Ready(Some(response.into()));
             }
             link.0.lock().poll_gone(cx).map(|_| None)
         })
@@ -352,7 +352,7 @@ impl<S: Stream + 'static> Link<S> {
     /// Writes a response to its end.
     async fn respond(
         &self,
-        response: Response<Body>,
+        response: Box<Response<Body>>,
         asked: &Asked,
         keep: bool,
         told: &mut DrainWatch,
@@ -569,7 +569,7 @@ impl<S: Stream + 'static> Link<S> {
     async fn refuse(&self, fault: Fault, told: &mut DrainWatch) -> Result<(), Broken> {
         let failure = Failure::new(fault.reason()).because(fault);
         let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false, trailers: false };
-        self.respond(reply::reply(&failure, false), &asked, false, told).await?;
+        self.respond(Box::new(reply::reply(&failure, false)), &asked, false, told).await?;
         self.close(true).await?;
         Err(fault.into())
     }

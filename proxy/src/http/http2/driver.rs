@@ -39,6 +39,8 @@ pub(super) struct Driver<S> {
     link: Arc<Link>,
     received: BytesMut,
     decoder: Decoder,
+    /// Fields that the last head had: the next one will have about as many.
+    usual_fields: usize,
     /// A header block that goes on in the next frame.
     block: Option<Block>,
     /// What is being written; while it is, streams queue in the link.
@@ -83,6 +85,7 @@ impl<S: Stream> Driver<S> {
             link,
             received: BytesMut::new(),
             decoder: Decoder::default(),
+            usual_fields: 0,
             block: None,
             writing: Outgoing::default(),
             preface: if server { frame::PREFACE.len() } else { 0 },
@@ -430,7 +433,7 @@ impl<S: Stream> Driver<S> {
             self.block = Some(Block { stream: head.stream, ends, bytes: content.into() });
             return Ok(());
         }
-        let mut lines = Lines::new(state.rules.head);
+        let mut lines = Lines::new(state.rules.head, self.usual_fields);
         self.decoder.decode(content, |field, bytes| lines.add(field, bytes))?;
         self.lines(state, head.stream, ends, lines, announcements)
     }
@@ -443,7 +446,7 @@ impl<S: Stream> Driver<S> {
         bytes: &[u8],
         announcements: &mut Vec<Announcement>,
     ) -> Result<(), Ended> {
-        let mut lines = Lines::new(state.rules.head);
+        let mut lines = Lines::new(state.rules.head, self.usual_fields);
         self.decoder.decode(bytes, |field, bytes| lines.add(field, bytes))?;
         self.lines(state, stream, ends, lines, announcements)
     }
@@ -457,6 +460,7 @@ impl<S: Stream> Driver<S> {
         lines: Lines,
         announcements: &mut Vec<Announcement>,
     ) -> Result<(), Ended> {
+        self.usual_fields = lines.len();
         if state.role == Role::Server && id > state.last {
             return self.request(state, id, ends, lines);
         }

@@ -60,8 +60,12 @@ pub struct ResponseHead {
     pub content: Option<u64>,
 }
 
+/// However many fields the last head had.
+const MOST_EXPECTED: usize = 32;
+
 impl Lines {
-    pub fn new(limits: HeadLimits) -> Self {
+    /// With room for `usual` fields and what later stages add, before it grows.
+    pub fn new(limits: HeadLimits, usual: usize) -> Self {
         Self {
             limits,
             method: None,
@@ -70,12 +74,16 @@ impl Lines {
             path: None,
             protocol: None,
             status: None,
-            // Most messages have about a dozen.
-            headers: HeaderMap::with_capacity(12),
+            headers: HeaderMap::with_capacity(usual.min(MOST_EXPECTED) + 1),
             fields: 0,
             bytes: 0,
             refusal: None,
         }
+    }
+
+    /// Fields so far, without pseudo-header fields.
+    pub fn len(&self) -> usize {
+        self.headers.len()
     }
 
     /// Takes one line in; the first rule that one breaks is remembered.
@@ -270,7 +278,7 @@ mod tests {
     const LIMITS: HeadLimits = HeadLimits { list_bytes: 4096, fields: 8, target_bytes: 64 };
 
     fn lines(fields: &[(&str, &str)]) -> Lines {
-        let mut lines = Lines::new(LIMITS);
+        let mut lines = Lines::new(LIMITS, 0);
         for (name, value) in fields {
             let name = match *name {
                 ":method" => Name::Method,

@@ -101,7 +101,7 @@ pub async fn serve<S, H, F>(
 where
     S: Stream + 'static,
     H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output: Into<Box<Response<Body>>>> + Send + 'static,
 {
     let handler = Arc::new(handler);
     let link = Link::new(Role::Server, rules);
@@ -319,7 +319,7 @@ fn begin<S, H, F>(
 where
     S: Stream + 'static,
     H: Fn(Request<Body>, Downstream) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output: Into<Box<Response<Body>>>> + Send + 'static,
 {
     let mut begun = 0;
     let mut at = None;
@@ -342,7 +342,7 @@ where
                 refused(Refused::Answered(fault));
                 let failure = Failure::new(fault.reason()).because(fault);
                 let asked = Asked { method: Method::GET, leaving: None };
-                let reply = reply::reply(&failure, false);
+                let reply = Box::new(reply::reply(&failure, false));
                 work(link, stream, respond(Arc::clone(link), stream, asked, reply, write_stall));
                 continue;
             }
@@ -357,7 +357,7 @@ where
         work(link, stream, async move {
             let response = pin!(handler(request, downstream)).await;
             if let Some(link) = guard.link.take() {
-                pin!(respond(link, stream, asked, response, write_stall)).await;
+                pin!(respond(link, stream, asked, response.into(), write_stall)).await;
             }
         });
     }
@@ -428,7 +428,7 @@ fn request(link: &Arc<Link>, stream: u32, mut parts: request::Parts) -> Option<(
 }
 
 /// Sends a response to its end.
-async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Response<Body>, write_stall: Duration) {
+async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Box<Response<Body>>, write_stall: Duration) {
     let (parts, body) = response.into_parts();
     let Asked { method, leaving } = asked;
     let _refused = match leaving {
