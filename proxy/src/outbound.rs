@@ -314,8 +314,10 @@ async fn answer(
     head.interim = Some(interim);
     head.speak_as_declared(toward.protocol());
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
-    let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body, started);
-    let outcome = pin!(call(chosen.plan(deadline, &residents.default_retry), started, &mut exchange)).await;
+    // Later than the start: finding may have waited for the control plane.
+    let now = host::now();
+    let mut exchange = Exchange::new(chosen.route, worker.carrier(Direction::Outbound), head, body, now);
+    let outcome = pin!(call(chosen.plan(deadline, &residents.default_retry), now, &mut exchange)).await;
     record.retries(exchange.tried().saturating_sub(1));
     if let Some(endpoint) = exchange.endpoint() {
         record.destination(endpoint.labels);

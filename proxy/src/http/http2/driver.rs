@@ -460,7 +460,7 @@ impl<S: Stream> Driver<S> {
         lines: Lines,
         announcements: &mut Vec<Announcement>,
     ) -> Result<(), Ended> {
-        self.usual_fields = lines.len();
+        self.usual_fields = lines.regular_fields();
         if state.role == Role::Server && id > state.last {
             return self.request(state, id, ends, lines);
         }

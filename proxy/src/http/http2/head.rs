@@ -82,7 +82,7 @@ impl Lines {
     }
 
     /// Fields so far, without pseudo-header fields.
-    pub fn len(&self) -> usize {
+    pub fn regular_fields(&self) -> usize {
         self.headers.len()
     }
 
