@@ -10,7 +10,7 @@ use super::{
 /// Reads the header blocks of one direction of a connection, in the order they come.
 #[derive(Debug)]
 pub struct Decoder {
-    table: Dynamic<(Field, usize)>,
+    table: Dynamic<Entry>,
     /// For strings that have to be decoded.
     name: Vec<u8>,
     value: Vec<u8>,
@@ -22,10 +22,28 @@ impl Default for Decoder {
     }
 }
 
+/// A line that is remembered.
+///
+/// Names and values that HTTP does not allow stand for nothing, but count as long as they were: what falls out of the table when must
+/// be the same at both ends.
+#[derive(Clone, Debug)]
+struct Entry {
+    name: Name,
+    name_bytes: usize,
+    /// `None`: not one that HTTP allows.
+    value: Option<HeaderValue>,
+    bytes: usize,
+}
+
 /// What is left of a block.
 struct Rest<'a>(&'a [u8]);
 
 impl Decoder {
+    /// Bytes in the table, as RFC 7541 §4.1 counts them.
+    pub const fn table_bytes(&self) -> usize {
+        self.table.bytes()
+    }
+
     /// Reads a whole block and hands its lines on, each with its size as RFC 9113 §6.5.2 counts it for the limit of a header list.
     ///
     /// # Errors
@@ -51,11 +69,12 @@ impl Decoder {
                 // §6.2: a line of its own, to be remembered (6.2.1) or not (6.2.2, 6.2.3).
                 let remember = first & 0x40 != 0;
                 let index = rest.number(if remember { 6 } else { 4 })?;
-                let (field, bytes) = self.literal(&mut rest, index)?;
+                let entry = self.literal(&mut rest, index)?;
+                let bytes = entry.bytes;
                 if remember {
-                    self.table.add((field.clone(), bytes), bytes, drop);
+                    self.table.add(entry.clone(), bytes, drop);
                 }
-                take(field, bytes);
+                take(entry.field(), bytes);
             }
             begun = true;
         }
@@ -67,25 +86,38 @@ impl Decoder {
         if let Some(field) = STATIC.get(behind) {
             return Ok((field.clone(), entry_bytes(name_bytes(&field.name), field.value.len())));
         }
-        self.table.get(behind - STATIC_ENTRIES).cloned().ok_or(HpackFault::Index)
+        let entry = self.table.get(behind - STATIC_ENTRIES).ok_or(HpackFault::Index)?;
+        Ok((entry.clone().field(), entry.bytes))
     }
 
-    fn literal(&mut self, rest: &mut Rest<'_>, index: usize) -> Result<(Field, usize), HpackFault> {
-        let (name, name_length) = if index == 0 {
+    /// A name that is known, and its length.
+    fn known_name(&self, index: usize) -> Result<(Name, usize), HpackFault> {
+        let behind = index.checked_sub(1).ok_or(HpackFault::Index)?;
+        if let Some(field) = STATIC.get(behind) {
+            return Ok((field.name.clone(), name_bytes(&field.name)));
+        }
+        let entry = self.table.get(behind - STATIC_ENTRIES).ok_or(HpackFault::Index)?;
+        Ok((entry.name.clone(), entry.name_bytes))
+    }
+
+    fn literal(&mut self, rest: &mut Rest<'_>, index: usize) -> Result<Entry, HpackFault> {
+        let (name, name_bytes) = if index == 0 {
             let name = rest.string(&mut self.name)?;
             (read_name(name), name.len())
         } else {
-            let (field, _) = self.known(index)?;
-            let length = name_bytes(&field.name);
-            (field.name, length)
+            self.known_name(index)?
         };
         let value = rest.string(&mut self.value)?;
-        let bytes = entry_bytes(name_length, value.len());
-        let field = match read_value(value) {
-            Some(value) => Field { name, value },
+        Ok(Entry { name, name_bytes, value: read_value(value), bytes: entry_bytes(name_bytes, value.len()) })
+    }
+}
+
+impl Entry {
+    fn field(self) -> Field {
+        match self.value {
+            Some(value) => Field { name: self.name, value },
             None => Field { name: Name::Malformed, value: HeaderValue::from_static("") },
-        };
-        Ok((field, bytes))
+        }
     }
 }
 
@@ -98,7 +130,7 @@ fn name_bytes(name: &Name) -> usize {
         Name::Scheme => ":scheme".len(),
         Name::Status => ":status".len(),
         Name::Field(name) => name.as_str().len(),
-        // The message that has it is refused in any case.
+        // The static table has none.
         Name::Malformed => 0,
     }
 }
@@ -305,6 +337,22 @@ mod tests {
                 assert_eq!((lines.len(), lines[0].0.as_str()), (1, "Malformed"), "{name:?} {value:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_malformed_line_counts_as_long_as_it_is() {
+        // Entries would stay that the far side has dropped: every later line on the connection could be one of another request.
+        let mut decoder = Decoder::default();
+        let mut block = vec![0x40, 20];
+        block.extend_from_slice(&[b'N'; 20]);
+        block.extend_from_slice(&[1, b'v']);
+        // The same name again, and a value that is malformed behind a name that is not.
+        block.extend_from_slice(&[0x7e, 2, b'a', b'b', 0x40, 2, b'o', b'k', 1, b'\n']);
+        let lines = read(&mut decoder, &block).unwrap();
+        assert!(lines.iter().all(|(name, _)| name == "Malformed"), "{lines:?}");
+        assert_eq!(decoder.table_bytes(), (20 + 1 + 32) + (20 + 2 + 32) + (2 + 1 + 32));
+        // Its name is as good as any.
+        assert_eq!(read(&mut decoder, &[0x7e, 1, b'v']), Ok(owned(&[("ok", "v")])));
     }
 
     proptest! {

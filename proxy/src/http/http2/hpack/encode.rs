@@ -63,6 +63,11 @@ mod index {
 }
 
 impl Encoder {
+    /// Bytes in the table, as RFC 7541 §4.1 counts them.
+    pub const fn table_bytes(&self) -> usize {
+        self.table.bytes()
+    }
+
     /// The peer's limit for the table; ours does not grow beyond [`TABLE_BYTES`].
     pub fn resize(&mut self, limit: usize) {
         let limit = limit.min(TABLE_BYTES);

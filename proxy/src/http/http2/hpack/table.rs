@@ -127,6 +127,11 @@ impl<T> Dynamic<T> {
         self.limit
     }
 
+    /// Bytes in all entries, as both ends count them; never above the limit.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The entry that was added as the last but `age`.
     pub fn get(&self, age: usize) -> Option<&T> {
         self.entries.get(age).map(|(entry, _)| entry)
