@@ -9,7 +9,10 @@ mod codec;
 mod config;
 mod conversation;
 mod detect;
+mod hpack_reader;
 mod http2;
+mod http2_codec;
+mod http2_connections;
 mod http2_frames;
 mod identity;
 pub mod pipeline;
@@ -28,6 +31,11 @@ pub const TARGETS: &[Target] = &[
     ("h1_chunked_body", codec::h1_chunked_body),
     ("h1_pipeline_differential", pipeline::h1_pipeline_differential),
     ("h1_upstream_response", pipeline::h1_upstream_response),
+    ("h2_frame_codec", http2_codec::h2_frame_codec),
+    ("hpack_decode", http2_codec::hpack_decode),
+    ("hpack_round_trip", http2_codec::hpack_round_trip),
+    ("h2_server_connection", http2_connections::h2_server_connection),
+    ("h2_client_connection", http2_connections::h2_client_connection),
     ("h2_server_frames", http2::h2_server_frames),
     ("h2_to_h1_translate", http2::h2_to_h1_translate),
     ("h1_to_h2_translate", second_sidecar::h1_to_h2_translate),

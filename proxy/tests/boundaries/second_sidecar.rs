@@ -1,14 +1,22 @@
 //! HTTP/1 to HTTP/2 and back, as between two sidecars.
-//!
-//! The one place that needs a client of HTTP/2 in memory: [`connect`] is to be pointed at the codec that the proxy's upstream uses.
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri, Version as HttpVersion, header, uri::Scheme};
+use http::{Request, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use outrigger_proxy::http::{Body, Downstream, headers, normalize::normalize, reply, serve::Version, upgrade};
+use outrigger_proxy::http::{
+    Body, Downstream, headers,
+    http2::{
+        RequestLine, Rules,
+        client::{self, Pings},
+    },
+    normalize::normalize,
+    reply,
+    serve::Version,
+    upgrade,
+};
 
 use super::{
     conversation::{Origin, SETTINGS, forward, in_virtual_time, served, speak},
@@ -16,12 +24,11 @@ use super::{
 };
 
 /// A connection to the second sidecar.
-async fn connect(origin: &Origin) -> Option<SendRequest<Body>> {
+fn connect(origin: &Origin) -> client::Connection {
     let toward = origin.clone();
     let io = served(Version::Http2, move |request, downstream| forward(request, downstream, toward.clone()));
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(io)).await.ok()?;
-    tokio::spawn(connection);
-    Some(sender)
+    let pings = Pings { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+    client::open(io, Rules::new(&SETTINGS.limits, 0), pings)
 }
 
 /// The first sidecar: one connection for each request, so that they can be told apart.
@@ -43,16 +50,14 @@ async fn carry(request: Request<Body>, downstream: Downstream, origin: Origin) -
     let Some(authority) = target.authority else { return failed(StatusCode::BAD_REQUEST) };
     headers::strip_hop_by_hop(&mut parts.headers, seen, None);
     parts.headers.remove(header::HOST);
-    let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
-    uri.authority = Some(authority);
-    uri.path_and_query = parts.uri.path_and_query().cloned();
-    let Ok(uri) = Uri::from_parts(uri) else { return failed(StatusCode::BAD_REQUEST) };
-    parts.headers.insert(headers::ORIG_PROTO, http::HeaderValue::from_static("HTTP/1.1"));
-    parts.uri = uri;
-    parts.version = HttpVersion::HTTP_2;
-    let Some(mut sender) = connect(&origin).await else { return failed(StatusCode::BAD_GATEWAY) };
-    match sender.send_request(Request::from_parts(parts, body)).await {
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let line = RequestLine { method: &parts.method, authority: &authority, path };
+    let own = [(headers::ORIG_PROTO, headers::HTTP_11)];
+    let outgoing = client::Outgoing { line, headers: &parts.headers, own: &own };
+    let Some(answering) = connect(&origin).send(&outgoing, body, Some(downstream.interim)) else {
+        return failed(StatusCode::BAD_GATEWAY);
+    };
+    match answering.await {
         Ok(response) => {
             let (parts, body) = response.into_parts();
             let content: Bytes = match body.collect().await {
