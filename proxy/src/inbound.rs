@@ -323,6 +323,7 @@ async fn serve_http<S: Stream + 'static>(
     let settings = if entry.peer.is_some() { &residents.serve_mesh } else { &residents.serve };
     let entry = Arc::new(entry);
     let (telemetry, connection) = (Arc::clone(&worker.telemetry), Arc::clone(&entry));
+    let counts = Arc::clone(&worker.telemetry);
     let handler = move |request, downstream| serve_request(request, downstream, Arc::clone(&entry), worker.clone());
     let refused = move |fault| {
         let mut record = RequestRecord::open(&telemetry, Direction::Inbound, host::now());
@@ -331,7 +332,8 @@ async fn serve_http<S: Stream + 'static>(
         record.security(connection.security());
         settle::refused(fault, record);
     };
-    serve::serve(io, version, settings, residents.inbound_drain.clone(), handler, refused)
+    let abused = move |abuse| counts.http2_abuse(Direction::Inbound, telemetry::Side::Downstream, abuse);
+    serve::serve(io, version, settings, residents.inbound_drain.clone(), handler, refused, abused)
         .await
         .map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
 }

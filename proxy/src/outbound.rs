@@ -232,6 +232,7 @@ async fn serve_http<S: Stream + 'static>(
     let residents = Arc::clone(&worker.residents);
     let scope = Arc::new(scope);
     let telemetry = Arc::clone(&worker.telemetry);
+    let counts = Arc::clone(&worker.telemetry);
     let handler =
         move |request, downstream| serve_request(request, downstream, Arc::clone(&scope), peer, worker.clone());
     let refused = move |fault| {
@@ -239,7 +240,8 @@ async fn serve_http<S: Stream + 'static>(
         record.describe(|log| log.connection.downstream_remote = Some(peer));
         settle::refused(fault, record);
     };
-    serve::serve(io, version, &residents.serve, residents.outbound_drain.clone(), handler, refused)
+    let abused = move |abuse| counts.http2_abuse(Direction::Outbound, telemetry::Side::Downstream, abuse);
+    serve::serve(io, version, &residents.serve, residents.outbound_drain.clone(), handler, refused, abused)
         .await
         .map_err(|error| Failure::new(Reason::DownstreamClosed).because(error))
 }

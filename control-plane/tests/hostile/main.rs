@@ -11,6 +11,7 @@ mod frames;
 mod sidecar;
 mod wire;
 
+mod floods;
 mod overload;
 mod policy;
 mod size;

@@ -20,7 +20,7 @@ use super::{
     Body, Downstream,
     http1::{self, Broken, Fault, chunked::ChunkLimits, head::HeadLimits},
     http2::{
-        self, Ended,
+        self, Abuse, Ended,
         server::{Lifetime, Refused},
     },
 };
@@ -116,7 +116,8 @@ pub enum ServeError {
 /// The handler's future is dropped when the connection breaks, the client resets the stream or, on HTTP/1, ends its side: a request
 /// nobody waits for is not carried on. Dropping this future closes the connection at once. When `drain` fires, requests in flight are
 /// still answered. `upgrade::take` finds the way out of HTTP in the request's extensions. `refused` is told of each request that broke
-/// a rule before any handler could see it; it was answered, or its stream reset.
+/// a rule before any handler could see it; it was answered, or its stream reset. `abused` is told of what keeps an HTTP/2 connection busy
+/// without getting anything done.
 ///
 /// # Errors
 /// When the connection breaks or the client breaks HTTP. Running into a limit of time is a regular end.
@@ -127,6 +128,7 @@ pub async fn serve<S, H, F>(
     drain: DrainWatch,
     handler: H,
     refused: impl Fn(Fault),
+    abused: impl Fn(Abuse),
 ) -> Result<(), ServeError>
 where
     S: Stream + 'static,
@@ -150,7 +152,7 @@ where
             };
             let rules = settings.http2.clone();
             // Boxed: what HTTP/2 needs would be part of every connection's future.
-            Ok(Box::pin(http2::server::serve(io, rules, settings.life, drain, handler, refused)).await?)
+            Ok(Box::pin(http2::server::serve(io, rules, settings.life, drain, handler, refused, abused)).await?)
         }
     }
 }

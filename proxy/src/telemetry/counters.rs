@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Direction, Security, WorkerTelemetry};
-use crate::failure::Reason;
+use crate::{failure::Reason, http::http2::Deed};
 
 /// A label with a fixed set of values.
 pub(super) trait Label: Copy {
@@ -175,6 +175,39 @@ impl Label for Security {
     }
 }
 
+label!(
+    /// Which end of a connection we are not.
+    Side "side" {
+        /// A client.
+        Downstream = "downstream",
+        /// An endpoint, or the application.
+        Upstream = "upstream",
+    }
+);
+
+label!(
+    /// How a connection ended that only kept us busy.
+    AbuseEnd "end" {
+        /// No new streams; those under way may finish.
+        Graceful = "graceful",
+        /// At once.
+        Hard = "hard",
+    }
+);
+
+/// Of which half of the sidecar, and on which side of it.
+pub(super) type PeerSide = (Direction, Side);
+
+impl Label for Deed {
+    const ROWS: usize = Self::ALL.len();
+    fn rows() -> Vec<String> {
+        Self::ALL.map(|deed| format!("deed=\"{}\"", deed.word())).into()
+    }
+    fn row(self) -> usize {
+        self as usize
+    }
+}
+
 impl Label for Reason {
     const ROWS: usize = Self::ALL.len();
     fn rows() -> Vec<String> {
@@ -213,7 +246,7 @@ impl<L: Label> Family<L> {
         self.change(label, 1);
     }
 
-    fn change(&self, label: L, by: i64) {
+    pub(super) fn change(&self, label: L, by: i64) {
         if let Some(number) = self.numbers.get(label.row()) {
             number.fetch_add(by, Ordering::Relaxed);
         }
@@ -245,6 +278,8 @@ pub(super) struct Counters {
     pub(super) detections: Family<(Direction, Detected)>,
     pub(super) demands: Family<Demand>,
     pub(super) failures: Family<(Direction, Reason)>,
+    pub(super) http2_deeds: Family<(PeerSide, Deed)>,
+    pub(super) http2_ends: Family<(PeerSide, (AbuseEnd, Deed))>,
 }
 
 /// An accepted connection; active until dropped.

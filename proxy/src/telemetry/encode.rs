@@ -137,6 +137,8 @@ fn fixed(telemetry: &Telemetry, text: &mut Text) {
     family(telemetry, text, &metrics::FALLBACKS, |counters| &counters.fallbacks);
     family(telemetry, text, &metrics::EJECTIONS, |counters| &counters.ejections);
     family(telemetry, text, &metrics::OVERFLOWS, |counters| &counters.overflows);
+    family(telemetry, text, &metrics::HTTP2_DEEDS, |counters| &counters.http2_deeds);
+    family(telemetry, text, &metrics::HTTP2_ENDS, |counters| &counters.http2_ends);
     family(telemetry, text, &metrics::FAILURES, |counters| &counters.failures);
     family(telemetry, text, &metrics::DETECTIONS, |counters| &counters.detections);
     family(telemetry, text, &metrics::DEMANDS, |counters| &counters.demands);

@@ -132,6 +132,10 @@ metrics! {
         "Endpoints put aside, let back, or kept because too many were out.";
     OVERFLOWS: "outrigger_limit_overflows_total" Counter "refusals" &["limit"],
         "Requests and connections refused at a limit.";
+    HTTP2_DEEDS: "outrigger_http2_abuse_deeds_total" Counter "deeds" &["direction", "side", "deed"],
+        "What HTTP/2 peers did that gets nothing done and is charged to their connection's account. Every client does a little of it.";
+    HTTP2_ENDS: "outrigger_http2_abuse_closed_total" Counter "connections" &["direction", "side", "end", "deed"],
+        "HTTP/2 connections that used up three quarters of their account (`graceful`: no new streams) or all of it (`hard`: closed), by the last deed.";
     OVERLOAD_USED: "outrigger_overload_used_ratio" Gauge "ratio" &["resource"],
         "Used share of what the process may use; 0 where there is no limit. Descriptors without their reserve.";
     OVERLOAD_MEASURES: "outrigger_overload_measures" Gauge "1" &["measure"],

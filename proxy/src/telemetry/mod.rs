@@ -31,9 +31,10 @@ use std::{
 pub use access_log::{ConnectionLog, RequestLog};
 pub use breakers::BreakerGauge;
 pub use connection::ConnectionRecord;
+use counters::AbuseEnd;
 pub use counters::{
     ActiveConnection, ActiveUpstream, Demand, Detected, EjectionEvent, Fallback, Handshake, ListenerKind, Overflow,
-    RetryRefusal,
+    RetryRefusal, Side,
 };
 pub use labels::{LabelId, LabelSet, NodeLabels, workload_name};
 pub use request::RequestRecord;
@@ -48,6 +49,7 @@ use self::{
 };
 use crate::{
     failure::Reason,
+    http::http2::Abuse,
     resilience::overload::{Measures, Readings},
     settings::TelemetrySettings,
 };
@@ -254,6 +256,17 @@ impl WorkerTelemetry {
     /// A destination was asked for at the control plane.
     pub fn demand(&self, outcome: Demand) {
         self.cells.counters.demands.add(outcome);
+    }
+
+    /// An HTTP/2 peer did something that gets nothing done.
+    pub fn http2_abuse(&self, direction: Direction, side: Side, abuse: Abuse) {
+        let counters = &self.cells.counters;
+        let peer = (direction, side);
+        match abuse {
+            Abuse::Charged(deed, times) => counters.http2_deeds.change((peer, deed), i64::from(times)),
+            Abuse::Left(deed) => counters.http2_ends.add((peer, (AbuseEnd::Graceful, deed))),
+            Abuse::Closed(deed) => counters.http2_ends.add((peer, (AbuseEnd::Hard, deed))),
+        }
     }
 
     fn failed(&self, direction: Direction, reason: Reason) {

@@ -18,7 +18,7 @@ use crate::{
     http::{
         Body, BodyError,
         http2::{
-            Ended, Lost, Rules,
+            Abuse, Ended, Lost, Rules,
             client::{self, Connection, Outgoing, Pings, Unanswered},
             fault::Code,
         },
@@ -56,11 +56,12 @@ pub fn open(
     max_age: Duration,
     max_streams: u32,
     hold: Hold,
+    abused: impl Fn(Abuse) + Send + Sync + 'static,
 ) -> Arc<Http2> {
     let pings = Pings { interval: timeouts.ping_interval, timeout: timeouts.ping_timeout };
     let born = host::now();
     Arc::new(Http2 {
-        connection: client::open(io, Rules::new(limits, 0), pings),
+        connection: client::open(io, Rules::new(limits, 0), pings, abused),
         active: AtomicU32::new(0),
         born,
         max_age,
@@ -133,7 +134,7 @@ impl Stream {
                 let (reason, sent) = match &lost {
                     _ if upload_failed.is_some() => (Reason::DownstreamBody, Sent::Maybe),
                     Lost::Reset(Code::REFUSED_STREAM) | Lost::NotSeen => (Reason::UpstreamRefusedStream, Sent::Nothing),
-                    Lost::Offence(_) | Lost::Connection(Ended::Offence(_) | Ended::Hpack(_) | Ended::Flood(_)) => {
+                    Lost::Offence(_) | Lost::Connection(Ended::Offence(_) | Ended::Hpack(_) | Ended::Flood { .. }) => {
                         (Reason::UpstreamProtocol, Sent::Maybe)
                     }
                     _ => (Reason::UpstreamReset, Sent::Maybe),
@@ -200,7 +201,7 @@ mod tests {
         let hold = (None, telemetry.worker(0).upstream_opened(Direction::Outbound));
         let io = Upstream::Plain(TcpStream::connect(address).await.unwrap());
         let (limits, timeouts) = (Limits::default(), Timeouts::default());
-        let connection = open(io, &limits, &timeouts, Duration::from_secs(60), 1000, hold);
+        let connection = open(io, &limits, &timeouts, Duration::from_secs(60), 1000, hold, |_| {});
         let (mut answered, mut refused) = (0, 0);
         while refused == 0 {
             let streams: Vec<_> = (0..32).filter_map(|_| connection.stream()).collect();
@@ -235,7 +236,7 @@ mod tests {
         let io = TcpStream::connect(address).await.unwrap();
         io.set_nodelay(true).unwrap();
         let io = Upstream::Plain(io);
-        open(io, limits, &Timeouts::default(), Duration::from_secs(60), 1000, hold)
+        open(io, limits, &Timeouts::default(), Duration::from_secs(60), 1000, hold, |_| {})
     }
 
     fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {

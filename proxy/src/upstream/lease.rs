@@ -19,7 +19,7 @@ use crate::{
     failure::{Failure, Reason},
     host::{self, Instant},
     resilience::limits::{Held, Slot},
-    telemetry::Overflow,
+    telemetry::{Overflow, Side},
     tls::{Alpn, Offer},
 };
 
@@ -231,7 +231,10 @@ impl Backend {
                     limit => limit.min(dialer.limits.mesh_streams),
                 };
                 let hold = (slot, telemetry.upstream_opened(direction));
-                Ok(http2::open(io, &dialer.limits, &dialer.timeouts, backend.max_age(&dialer), streams, hold))
+                let counts = Arc::clone(&telemetry);
+                let abused = move |abuse| counts.http2_abuse(direction, Side::Upstream, abuse);
+                let age = backend.max_age(&dialer);
+                Ok(http2::open(io, &dialer.limits, &dialer.timeouts, age, streams, hold, abused))
             }
             .await;
             let mut shared = endpoint.state.pool(worker).http2.lock();

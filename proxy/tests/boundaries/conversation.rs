@@ -181,7 +181,7 @@ where
     let (near, far) = duplex(PIPE_BYTES);
     tokio::spawn(async move {
         let (_trigger, watch) = drain();
-        let _ = serve::serve(far, version, &SERVE, watch, handler, |_| ()).await;
+        let _ = serve::serve(far, version, &SERVE, watch, handler, |_| (), |_| ()).await;
     });
     near
 }

@@ -284,7 +284,7 @@ pub fn h2_server_connection(bytes: &[u8]) {
                 age: times.connection_age,
                 write_stall: times.write_stall,
             };
-            let _ = server::serve(far, Rules::new(&LIMITS, STREAMS), life, watch, handle, |_| ()).await;
+            let _ = server::serve(far, Rules::new(&LIMITS, STREAMS), life, watch, handle, |_| (), |_| ()).await;
         });
         speak(near, pieces).await
     });
@@ -342,7 +342,7 @@ pub fn h2_client_connection(bytes: &[u8]) {
     let heard = in_virtual_time(async {
         let (near, far) = duplex(PIPE_BYTES);
         let pings = Pings { interval: Duration::from_secs(20), timeout: Duration::from_secs(10) };
-        let connection = Arc::new(client::open(far, Rules::new(&LIMITS, 0), pings));
+        let connection = Arc::new(client::open(far, Rules::new(&LIMITS, 0), pings, |_| ()));
         let asking: Vec<_> = (0..5).map(|number| tokio::spawn(ask(Arc::clone(&connection), number))).collect();
         drop(connection);
         let heard = tokio::spawn(speak(near, pieces));

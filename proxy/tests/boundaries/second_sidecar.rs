@@ -28,7 +28,7 @@ fn connect(origin: &Origin) -> client::Connection {
     let toward = origin.clone();
     let io = served(Version::Http2, move |request, downstream| forward(request, downstream, toward.clone()));
     let pings = Pings { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
-    client::open(io, Rules::new(&SETTINGS.limits, 0), pings)
+    client::open(io, Rules::new(&SETTINGS.limits, 0), pings, |_| ())
 }
 
 /// The first sidecar: one connection for each request, so that they can be told apart.

@@ -15,6 +15,7 @@ use http_body::Body as _;
 
 use super::{
     body::{Incoming, Pump},
+    budget::Abuse,
     driver::Driver,
     fault::{Code, Ended, Lost},
     frame,
@@ -68,16 +69,28 @@ pub struct Answering {
 }
 
 /// Starts HTTP/2 on a fresh connection. It is driven by a task of its own.
-pub fn open<S: Stream + 'static>(io: S, rules: Rules, pings: Pings) -> Connection {
+///
+/// `abused` is told of what the server wastes.
+pub fn open<S: Stream + 'static>(
+    io: S,
+    rules: Rules,
+    pings: Pings,
+    abused: impl Fn(Abuse) + Send + Sync + 'static,
+) -> Connection {
     let link = Link::new(Role::Client, rules);
     let driver = Driver::new(io, Arc::clone(&link));
-    host::spawn(drive(driver, Arc::clone(&link), pings));
+    host::spawn(drive(driver, Arc::clone(&link), pings, abused));
     Connection(link)
 }
 
 const PING: [u8; 8] = *b"outrigge";
 
-async fn drive<S: Stream + 'static>(mut driver: Driver<S>, link: Arc<Link>, pings: Pings) {
+async fn drive<S: Stream + 'static>(
+    mut driver: Driver<S>,
+    link: Arc<Link>,
+    pings: Pings,
+    abused: impl Fn(Abuse) + Send + Sync + 'static,
+) {
     let mut timer = pin!(host::sleep(pings.interval));
     let mut asked = false;
     let ended = poll_fn(|cx| {
@@ -86,12 +99,13 @@ async fn drive<S: Stream + 'static>(mut driver: Driver<S>, link: Arc<Link>, ping
                 return Poll::Ready(ended);
             }
             driver.pongs.clear();
-            let (open, unused, leave) = {
-                let state = link.lock();
-                (state.open, state.unused, state.leave)
+            let (open, unused, charged) = {
+                let mut state = link.lock();
+                state.goodbye |= state.leave;
+                (state.open, state.unused, state.take_charged())
             };
-            if leave {
-                link.lock().goodbye = true;
+            if let Some(charged) = charged {
+                charged.tell(&abused);
             }
             if unused && open == 0 {
                 return Poll::Ready(Ended::Closed);
@@ -113,6 +127,12 @@ async fn drive<S: Stream + 'static>(mut driver: Driver<S>, link: Arc<Link>, ping
         }
     })
     .await;
+    if let Some(charged) = link.lock().take_charged() {
+        charged.tell(&abused);
+    }
+    if let Ended::Flood { deed, .. } = &ended {
+        abused(Abuse::Closed(*deed));
+    }
     {
         let mut state = link.lock();
         let code = ended.code();

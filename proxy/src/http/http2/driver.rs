@@ -298,12 +298,12 @@ impl<S: Stream> Driver<S> {
             }
             _ => {
                 let payload = self.received.get(..head.length).unwrap_or_default();
-                control(state, &head, payload, &mut self.pongs)?;
+                let deed = control(state, &head, payload, &mut self.pongs)?;
                 if head.kind == kind::RST_STREAM {
                     // Not even begun: nobody is to work on it.
                     let before = self.arrived.len();
                     self.arrived.retain(|arrived| arrived.stream != head.stream);
-                    let deed = if self.arrived.len() < before { Deed::ResetAtOnce } else { Deed::Control };
+                    let deed = if self.arrived.len() < before { Deed::ResetAtOnce } else { deed };
                     state.spend(deed)?;
                 }
                 self.received.advance(head.length);
@@ -355,7 +355,7 @@ impl<S: Stream> Driver<S> {
             state.take_from_connection(head.length);
             self.received.advance(head.length);
             if offence.code == Code::STREAM_CLOSED && state.may_lag(head.stream) {
-                return state.spend(Deed::Control);
+                return state.spend(Deed::Late);
             }
             return state.offend(head.stream, offence);
         }
@@ -374,7 +374,7 @@ impl<S: Stream> Driver<S> {
             state.take(head.stream, padding);
         }
         if length == 0 && !ends {
-            state.spend(Deed::Control)?;
+            state.spend(Deed::EmptyData)?;
         }
         let Some(stream) = state.streams.get_mut(&head.stream) else { return Ok(()) };
         let incoming = &mut stream.incoming;
@@ -403,7 +403,7 @@ impl<S: Stream> Driver<S> {
         let whole = head.has(flag::END_HEADERS);
         if head.kind == kind::CONTINUATION {
             // Empty ones cost nothing and would go on for ever (CVE-2024-27316).
-            state.spend(Deed::Control)?;
+            state.spend(Deed::Continuation)?;
             let Some(block) = &mut self.block else {
                 return Err(Offence::protocol("CONTINUATION of nothing").into());
             };
@@ -469,7 +469,7 @@ impl<S: Stream> Driver<S> {
         }
         let Some(stream) = state.streams.get_mut(&id).filter(|stream| stream.lost.is_none()) else {
             if state.may_lag(id) {
-                return state.spend(Deed::Control);
+                return state.spend(Deed::Late);
             }
             // Every stream from 1 on was opened: it has ended. Otherwise it may be one that was passed over.
             return Err(if u64::from(state.opened) * 2 == u64::from(state.last) + 1 {
@@ -544,7 +544,7 @@ impl<S: Stream> Driver<S> {
             state.last = id;
             state.opened += 1;
             state.refuse(id);
-            return state.spend(Deed::Control);
+            return state.spend(Deed::Excess);
         }
         state.open(id);
         let head = lines.request(ends);
@@ -568,8 +568,9 @@ fn is_idle(state: &State, id: u32) -> bool {
     id > state.last || id.is_multiple_of(2)
 }
 
-/// Frames that carry neither content nor fields.
-fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 8]>) -> Result<(), Ended> {
+/// Frames that carry neither content nor fields. What they are charged as; all but RST_STREAM are already.
+fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 8]>) -> Result<Deed, Ended> {
+    let mut deed = Deed::control(head.kind);
     let on_connection = head.stream == 0;
     let right_place = match head.kind {
         kind::SETTINGS | kind::PING | kind::GOAWAY => on_connection,
@@ -580,7 +581,7 @@ fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 
         return Err(Offence::protocol("a frame of the connection on a stream, or the reverse").into());
     }
     if head.kind != kind::RST_STREAM {
-        state.spend(Deed::Control)?;
+        state.spend(deed)?;
     }
     match head.kind {
         kind::SETTINGS if head.has(flag::ACK) && !payload.is_empty() => {
@@ -622,7 +623,7 @@ fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 
             let begun = state.streams.get(&head.stream).is_some_and(|stream| stream.work.is_some() && !stream.answered);
             state.lose(head.stream, Lost::Reset(code));
             if begun {
-                state.spend(Deed::Spoiled)?;
+                deed = Deed::ResetInWork;
             }
         }
         kind::GOAWAY => {
@@ -643,8 +644,9 @@ fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 
         }
         kind::PRIORITY => {
             if payload.len() != 5 {
-                return state
-                    .offend(head.stream, Offence { code: Code::FRAME_SIZE_ERROR, what: "PRIORITY is not five bytes" });
+                let what = "PRIORITY is not five bytes";
+                state.offend(head.stream, Offence { code: Code::FRAME_SIZE_ERROR, what })?;
+                return Ok(deed);
             }
             if frame::depends_on(payload) == Some(head.stream) {
                 return Err(Offence::protocol("a stream depends on itself").into());
@@ -654,7 +656,7 @@ fn control(state: &mut State, head: &Head, payload: &[u8], pongs: &mut Vec<[u8; 
         // RFC 9113 §5.5: unknown frames are passed over.
         _ => {}
     }
-    Ok(())
+    Ok(deed)
 }
 
 impl Refusal {

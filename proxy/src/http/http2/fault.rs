@@ -2,7 +2,7 @@
 
 use std::{fmt, io, sync::Arc};
 
-use super::hpack::HpackFault;
+use super::{budget::Deed, hpack::HpackFault};
 use crate::http::http1::Fault;
 
 /// An error code as it stands in RST_STREAM and GOAWAY (RFC 9113 §7).
@@ -78,8 +78,8 @@ pub enum Ended {
     #[error("{0}")]
     Hpack(HpackFault),
     /// It only kept us busy.
-    #[error("more than {0} control frames, resets or broken streams without a finished request")]
-    Flood(u32),
+    #[error("more than {limit} control frames, resets or broken streams without a finished request (the last: {})", .deed.word())]
+    Flood { limit: u32, deed: Deed },
     #[error("the far side did not answer a ping in time")]
     Silent,
     #[error("the far side read nothing of what waited for it")]
@@ -97,7 +97,7 @@ impl Ended {
             Self::Closed | Self::Goodbye(_) | Self::Io(_) | Self::Silent | Self::Stalled => Code::NO_ERROR,
             Self::Offence(offence) => offence.code,
             Self::Hpack(_) => Code::COMPRESSION_ERROR,
-            Self::Flood(_) => Code::ENHANCE_YOUR_CALM,
+            Self::Flood { .. } => Code::ENHANCE_YOUR_CALM,
         }
     }
 }

@@ -17,7 +17,7 @@ use http_body::Frame;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    budget::{Budget, Deed, Verdict},
+    budget::{Budget, Charged, Deed, Verdict},
     fault::{Code, Ended, Lost, Offence},
     frame::{self, FIRST_WINDOW, MAX_PAYLOAD, MAX_WINDOW},
     head::HeadLimits,
@@ -601,7 +601,7 @@ impl State {
             self.remember_reset(id);
             self.queue_frames(|out, _| frame::write_reset(&mut out.tail, id, offence.code));
         }
-        self.spend(Deed::Spoiled)
+        self.spend(Deed::Broken)
     }
 
     /// # Errors
@@ -614,8 +614,13 @@ impl State {
                 self.leave = true;
                 Ok(())
             }
-            Verdict::Close => Err(Ended::Flood(self.budget.limit())),
+            Verdict::Close => Err(Ended::Flood { limit: self.budget.limit(), deed }),
         }
+    }
+
+    /// What was charged to the account since the last call.
+    pub fn take_charged(&mut self) -> Option<Charged> {
+        self.budget.take_charged()
     }
 
     /// Content came.

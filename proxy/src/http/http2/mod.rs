@@ -19,5 +19,6 @@ mod stream;
 mod tunnel;
 
 pub use body::Incoming;
+pub use budget::{Abuse, Deed};
 pub use fault::{Ended, Lost};
 pub use link::{Link, RequestLine, Rules};

@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 
 use super::{
     body::{Incoming, Pump, Stopped},
+    budget::Abuse,
     driver::{Arrived, Driver},
     fault::{Code, Ended, Refusal},
     frame::{self, MAX_WINDOW},
@@ -86,7 +87,7 @@ enum Parting {
     Final,
 }
 
-/// Serves requests until the connection ends. `refused` is told of those that no handler sees.
+/// Serves requests until the connection ends. `refused` is told of those that no handler sees, `abused` of what the client wastes.
 ///
 /// # Errors
 /// [`Ended`], when the connection broke or the client broke HTTP/2.
@@ -97,6 +98,7 @@ pub async fn serve<S, H, F>(
     mut drain: DrainWatch,
     handler: H,
     refused: impl Fn(Refused),
+    abused: impl Fn(Abuse),
 ) -> Result<(), Ended>
 where
     S: Stream + 'static,
@@ -128,10 +130,13 @@ where
                 return Poll::Ready(ended);
             }
             let acknowledged = driver.pongs.drain(..).any(|pong| pong == FAREWELL);
-            let (open, leave, goodbye) = {
-                let state = link.lock();
-                (state.open, state.leave, state.goodbye)
+            let (open, leave, goodbye, charged) = {
+                let mut state = link.lock();
+                (state.open, state.leave, state.goodbye, state.take_charged())
             };
+            if let Some(charged) = charged {
+                charged.tell(&abused);
+            }
             if parting == Parting::Not
                 && driver.has_begun()
                 && (leave || goodbye || served >= most_requests || drained.as_mut().poll(cx).is_ready())
@@ -192,6 +197,12 @@ where
         }
     })
     .await;
+    if let Some(charged) = link.lock().take_charged() {
+        charged.tell(&abused);
+    }
+    if let Ended::Flood { deed, .. } = &ended {
+        abused(Abuse::Closed(*deed));
+    }
     let code = ended.code();
     if parting != Parting::Final && driver.has_begun() && !matches!(ended, Ended::Io(_)) {
         say_goodbye(&link, code);

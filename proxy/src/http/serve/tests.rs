@@ -54,7 +54,7 @@ where
     let settings = ServeSettings::from_parts(&limits, &timeouts, false);
     let task =
         tokio::spawn(
-            async move { serve(far, version, &settings, watch, move |request, _| handler(request), |_| {}).await },
+            async move { serve(far, version, &settings, watch, move |request, _| handler(request), |_| {}, |_| {}).await },
         );
     (near, Server { task, drain: trigger, start: host::now() })
 }

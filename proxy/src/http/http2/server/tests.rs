@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     super::{
+        budget::Deed,
         client,
         frame::{FIRST_WINDOW, HEAD_BYTES, Head, MAX_PAYLOAD, PREFACE, flag, kind},
         hpack::encode::Encoder,
@@ -81,7 +82,7 @@ impl Raw {
         let rules = Rules::new(limits, limits.http2_streams);
         let task =
             tokio::spawn(
-                async move { serve(far, rules, LIFE, watch, move |request, _| handler(request), |_| {}).await },
+                async move { serve(far, rules, LIFE, watch, move |request, _| handler(request), |_| {}, |_| {}).await },
             );
         Self { io: near, received: BytesMut::new(), encoder: Encoder::default(), task, drain: trigger }
     }
@@ -423,7 +424,7 @@ async fn floods_end_the_connection() {
             }
         };
         assert_eq!(verdict.await, (0, Code::ENHANCE_YOUR_CALM), "{name}");
-        assert!(matches!(raw.task.await.unwrap(), Err(Ended::Flood(100))), "{name}");
+        assert!(matches!(raw.task.await.unwrap(), Err(Ended::Flood { limit: 100, .. })), "{name}");
     }
 }
 
@@ -444,7 +445,7 @@ async fn streams_that_are_reset_at_once_are_never_worked_on() {
         pairs.extend(raw_frame(kind::RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
     }
     let _ = raw.io.write_all(&pairs).await;
-    assert!(matches!(raw.task.await.unwrap(), Err(Ended::Flood(_))));
+    assert!(matches!(raw.task.await.unwrap(), Err(Ended::Flood { deed: Deed::ResetAtOnce, .. })));
     assert_eq!(seen.load(Ordering::Relaxed), 0);
 }
 
@@ -541,9 +542,9 @@ async fn two_ends_that_are_full_do_not_wait_for_each_other() {
     let (_trigger, watch) = drain();
     let limits = Limits { connection_buffer_bytes: 20_000, ..limits() };
     let rules = Rules::new(&limits, 4);
-    tokio::spawn(async move { serve(far, rules, LIFE, watch, |request, _| echo(request), |_| {}).await });
+    tokio::spawn(async move { serve(far, rules, LIFE, watch, |request, _| echo(request), |_| {}, |_| {}).await });
     let pings = client::Pings { interval: Duration::from_secs(600), timeout: Duration::from_secs(600) };
-    let connection = client::open(near, Rules::new(&limits, 0), pings);
+    let connection = client::open(near, Rules::new(&limits, 0), pings, |_| {});
     let authority = http::uri::Authority::from_static("a.test");
     let line = RequestLine { method: &Method::POST, authority: &authority, path: "/" };
     let request = client::Outgoing { line, headers: &HeaderMap::new(), own: &[] };
