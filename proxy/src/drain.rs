@@ -33,8 +33,15 @@ pub struct Word {
 pub struct Relief {
     /// Those that carry nothing for longer than this end; `None`: as the settings say.
     pub idle: Option<Duration>,
-    /// There is no memory for a head that does not fit into the first read.
+    /// There is no memory for a head that does not fit into the first read, and clients that could go elsewhere should.
     pub small_heads: bool,
+}
+
+impl Relief {
+    /// Whether it is memory that is short.
+    pub const fn is_memory(&self) -> bool {
+        self.small_heads
+    }
 }
 
 /// A trigger and its first watch.

@@ -34,13 +34,27 @@ impl Growth {
         self.limit.store(bytes, Relaxed);
     }
 
+    /// Whether there is a limit at all.
+    pub fn is_bounded(&self) -> bool {
+        self.limit.load(Relaxed) != usize::MAX
+    }
+
+    /// Whether so much is held that whoever can do with less should.
+    pub fn is_short(&self) -> bool {
+        self.is_bounded() && self.held() > self.plenty()
+    }
+
+    /// Up to here memory is not short.
+    fn plenty(&self) -> usize {
+        self.limit.load(Relaxed) / 4 * 3
+    }
+
     /// Held by all buffers.
     pub fn held(&self) -> usize {
         self.held.load(Relaxed)
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        let limit = self.limit.load(Relaxed);
+    fn take(&self, bytes: usize, limit: usize) -> bool {
         let taken =
             self.held.fetch_update(Relaxed, Relaxed, |held| held.checked_add(bytes).filter(|held| *held <= limit));
         taken.is_ok()
@@ -55,15 +69,25 @@ impl Default for Grown {
 }
 
 impl Grown {
-    const fn of(account: &'static Growth) -> Self {
+    /// Nothing yet, of this account.
+    pub const fn of(account: &'static Growth) -> Self {
         Self { account, bytes: 0 }
     }
 
     /// Has at least so many bytes from now on; false: it cannot, and has what it had.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
+        self.grow(bytes, self.account.limit.load(Relaxed))
+    }
+
+    /// The same for what is only good to have: never makes the account short.
+    pub fn grow_in_plenty_to(&mut self, bytes: usize) -> bool {
+        self.grow(bytes, self.account.plenty())
+    }
+
+    fn grow(&mut self, bytes: usize, limit: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 {
-            if !self.account.take(more) {
+            if !self.account.take(more, limit) {
                 return false;
             }
             self.bytes = bytes;
@@ -77,10 +101,20 @@ impl Grown {
 
     /// Gives everything back.
     pub fn shrink(&mut self) {
-        if self.bytes > 0 {
-            self.account.held.fetch_sub(self.bytes, Relaxed);
-            self.bytes = 0;
+        self.shrink_to(0);
+    }
+
+    /// Gives back what is beyond so many bytes.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        if less > 0 {
+            self.account.held.fetch_sub(less, Relaxed);
+            self.bytes = bytes;
         }
+    }
+
+    pub const fn account(&self) -> &'static Growth {
+        self.account
     }
 }
 
@@ -109,6 +143,7 @@ mod tests {
                                 let before = one.bytes();
                                 let grew = one.grow_to(bytes);
                                 assert_eq!(one.bytes(), if grew { before.max(bytes) } else { before });
+                                one.shrink_to(before.max(25));
                                 assert!(ACCOUNT.held() <= 1000);
                             }
                         }
@@ -120,9 +155,12 @@ mod tests {
         });
         assert_eq!(ACCOUNT.held(), grown.iter().map(Grown::bytes).sum::<usize>());
         assert!(ACCOUNT.held() > 970, "it is used as far as it goes: {}", ACCOUNT.held());
+        assert!(ACCOUNT.is_bounded() && ACCOUNT.is_short());
+        assert!(!Grown::of(&ACCOUNT).grow_in_plenty_to(1));
         drop(grown);
         assert_eq!(ACCOUNT.held(), 0, "what is not given back is lost for the life of the process");
         ACCOUNT.set_limit(0);
+        assert!(!Growth::unbounded().is_bounded() && !Growth::unbounded().is_short());
         assert!(Grown::of(&ACCOUNT).grow_to(0) && !Grown::of(&ACCOUNT).grow_to(1));
     }
 }

@@ -7,6 +7,7 @@
 //!                                  memory    descriptors   connections
 //! from shed_percent on
 //!   new requests get 503             yes          -             -
+//!   HTTP/2 clients that ask: GOAWAY  yes          -             -       not those that have just come
 //!   idle connections end             yes         yes           yes      oldest first
 //!   pools are emptied                yes         yes            -
 //! from stop_percent on

@@ -2,23 +2,23 @@
 //!
 //! Runs on the control runtime, so that workers which are busy with the overload do not keep it from being noticed.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
 use super::Sidecar;
 use crate::{
     accept::ConnectionLimit,
-    drain::Relief,
+    drain::{DrainTrigger, Relief},
     host::{
         self, Instant,
         usage::{self, MemoryAccount},
     },
     resilience::{
         growth::GROWTH,
-        overload::{self, Measures, Readings, Use},
+        overload::{self, Measures, Overload, Readings, Use},
     },
-    settings::OverloadSettings,
+    settings::{OverloadSettings, Settings},
 };
 
 /// Between two looks.
@@ -34,24 +34,52 @@ const TRIM: Duration = Duration::from_secs(1);
 /// connections, always will be.
 pub(super) async fn run(sidecar: Arc<Sidecar>, connections: Arc<ConnectionLimit>) {
     let residents = &sidecar.residents;
-    let settings = residents.settings.overload;
-    let mut machine = Machine::new(settings, &connections);
+    let settings = &residents.settings;
+    let mut machine = Machine::new(settings.overload, &connections);
+    let told = Told {
+        overload: &residents.overload,
+        connections: &connections,
+        drains: [&sidecar.inbound_drain, &sidecar.outbound_drain],
+    };
+    let look = || machine.read(&connections);
+    let shown = |readings: &Readings, measures| residents.telemetry.overload(readings, measures);
+    tokio::select! {
+        () = sidecar.stops.all.cancelled() => {}
+        never = watch(look, &told, settings, shown) => match never {},
+    }
+}
+
+/// Who has to know.
+struct Told<'a> {
+    overload: &'a Overload,
+    connections: &'a ConnectionLimit,
+    drains: [&'a DrainTrigger; 2],
+}
+
+/// Looks for ever; what is in force follows from the last look.
+async fn watch(
+    mut look: impl FnMut() -> (Readings, usize),
+    told: &Told<'_>,
+    settings: &Settings,
+    shown: impl Fn(&Readings, Measures),
+) -> Infallible {
     let (mut before, mut looks, mut trimmed) = (Measures::default(), 0, None);
     loop {
-        let (readings, room) = machine.read(&connections);
-        let measures = overload::decide(&readings, &settings);
+        let (readings, room) = look();
+        let measures = overload::decide(&readings, &settings.overload);
         if measures != before {
             announce(&readings, before, measures);
             before = measures;
         }
-        residents.overload.set(measures);
-        connections.set_room(if measures.stop_accepting { 0 } else { room });
-        let idle = measures.end_idle.then(|| overload::idle_limit(residents.settings.timeouts.idle, looks));
+        told.overload.set(measures);
+        told.connections.set_room(if measures.stop_accepting { 0 } else { room });
+        let idle = measures.end_idle.then(|| overload::idle_limit(settings.timeouts.idle, looks));
         looks = if measures.end_idle { looks.saturating_add(1) } else { 0 };
         let relief = Relief { idle, small_heads: measures.refuse_requests };
-        sidecar.inbound_drain.relieve(relief);
-        sidecar.outbound_drain.relieve(relief);
-        residents.telemetry.overload(&readings, measures);
+        for drain in told.drains {
+            drain.relieve(relief);
+        }
+        shown(&readings, measures);
         if measures.refuse_requests && trimmed.is_none_or(|at: Instant| at + TRIM <= host::now()) {
             // What the allocator keeps counts as used, and nothing would ever be accepted again.
             let _ = host::run_blocking(host::return_freed_memory).await;
@@ -59,10 +87,7 @@ pub(super) async fn run(sidecar: Arc<Sidecar>, connections: Arc<ConnectionLimit>
         }
         let memory = readings.memory;
         let pause = if memory.limit > 0 && memory.used > memory.limit / 2 { CLOSER } else { INTERVAL };
-        tokio::select! {
-            () = sidecar.stops.all.cancelled() => return,
-            () = host::sleep(pause) => {}
-        }
+        host::sleep(pause).await;
     }
 }
 
@@ -138,5 +163,53 @@ impl Machine {
         let limit = connections.limit().min(room);
         let connections = Use { used: connections.open() as u64, limit: limit as u64 };
         (Readings { memory, descriptors, connections }, room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::{arguments, drain::drain};
+
+    #[tokio::test(start_paused = true)]
+    async fn service_is_back_with_the_first_look_that_finds_room() {
+        // A shortage that has passed would go on as an outage. Time is virtual: looks are counted, and nothing lies between them.
+        let settings = arguments::defaults();
+        let (overload, connections) = (Overload::default(), ConnectionLimit::new(100));
+        let ((inbound, mut hears), (outbound, _)) = (drain(), drain());
+        let told = Told { overload: &overload, connections: &connections, drains: [&inbound, &outbound] };
+        let (used, looked) = (Cell::new(0), Cell::new(Vec::new()));
+        let look = || {
+            let mut times = looked.take();
+            times.push(host::now());
+            looked.set(times);
+            (Readings { memory: Use { used: used.get(), limit: 1000 }, ..Readings::default() }, 50)
+        };
+        let watching = watch(look, &told, &settings, |_, _| {});
+        let goes = async {
+            for shortage in [960, 870, 1200] {
+                used.set(shortage);
+                host::sleep(INTERVAL * 3).await;
+                assert!(overload.admit().is_err(), "{shortage}");
+                assert!(hears.word().relief.is_memory() && hears.word().relief.idle.is_some());
+                assert_eq!(!connections.has_room(), shortage >= 950, "{shortage}");
+                used.set(100);
+                let (ended, before) = (host::now(), looked.take());
+                while overload.admit().is_err() {
+                    host::sleep(Duration::from_millis(1)).await;
+                }
+                let times = looked.take();
+                assert!(!before.is_empty() && times.len() == 1, "{times:?}");
+                assert!(host::now() <= ended + INTERVAL);
+                assert_eq!(hears.word().relief, Relief::default());
+                assert!(connections.has_room());
+            }
+        };
+        tokio::select! {
+            never = watching => match never {},
+            () = goes => {}
+        }
     }
 }

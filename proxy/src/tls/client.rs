@@ -7,8 +7,8 @@ use std::{net::Ipv4Addr, time::Duration};
 use rustls::pki_types::ServerName;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Alpn, Expected, Offer, TlsConfigs, TlsFailure, in_time};
-use crate::host::Stream;
+use super::{Alpn, BUFFER_BYTES, Expected, Offer, TlsConfigs, TlsFailure, in_time};
+use crate::{host::Stream, resilience::growth::GROWTH};
 
 /// Does the handshake; returns what the server chose from the offer, or `None` if it chose nothing.
 ///
@@ -27,7 +27,10 @@ pub async fn connect<S: Stream>(
     // rustls wants a name; an address is never sent, and our verifier looks at identities instead.
     let nobody = ServerName::from(Ipv4Addr::UNSPECIFIED);
     let connector = TlsConnector::from(configs.client(offer, expected));
-    let stream = in_time(timeout, connector.connect(nobody, io)).await?;
+    let mut stream = in_time(timeout, connector.connect(nobody, io)).await?;
+    if GROWTH.is_bounded() {
+        stream.get_mut().1.set_buffer_limit(Some(BUFFER_BYTES));
+    }
     let alpn = stream.get_ref().1.alpn_protocol().and_then(Alpn::from_token);
     Ok((stream, alpn))
 }

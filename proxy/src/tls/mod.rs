@@ -30,6 +30,10 @@ use rustls::{
 };
 
 pub use alpn::{Alpn, Offer};
+
+/// What waits encrypted for a socket, where memory is bounded (`resilience/growth.rs`): part of what is reckoned for each connection. rustls
+/// alone keeps twice as much, which saves calls where there is memory.
+const BUFFER_BYTES: usize = 32 * 1024;
 pub use verify::IdentityProblem;
 
 use crate::telemetry::Handshake;

@@ -7,8 +7,8 @@ use std::{io, time::Duration};
 
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Alpn, Peer, TlsConfigs, TlsFailure, in_time, verify};
-use crate::host::Stream;
+use super::{Alpn, BUFFER_BYTES, Peer, TlsConfigs, TlsFailure, in_time, verify};
+use crate::{host::Stream, resilience::growth::GROWTH};
 
 /// Does the handshake; the protocol is chosen by our preference (`istio-h2`, `istio-http/1.1`, `istio`).
 ///
@@ -21,8 +21,11 @@ pub async fn accept<S: Stream>(
     configs: &TlsConfigs,
     timeout: Duration,
 ) -> Result<(Box<TlsStream<S>>, Peer), TlsFailure> {
-    let stream = Box::new(in_time(timeout, TlsAcceptor::from(configs.server()).accept(io)).await?);
-    let (_, session) = stream.get_ref();
+    let mut stream = Box::new(in_time(timeout, TlsAcceptor::from(configs.server()).accept(io)).await?);
+    let (_, session) = stream.get_mut();
+    if GROWTH.is_bounded() {
+        session.set_buffer_limit(Some(BUFFER_BYTES));
+    }
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or_else(|| {
         // The verifier makes a certificate mandatory; this is the second lock on the same door.
         TlsFailure::Handshake(io::Error::new(io::ErrorKind::InvalidData, "client sent no certificate"))

@@ -67,7 +67,10 @@ pub fn h2_to_h1_translate(text: &[u8]) {
     let (requests, _) = converse(&said, said.len());
     assert!(requests.len() <= streams, "{} requests of {streams} streams", requests.len());
     for request in &requests {
-        assert!(contents.contains(&request.content), "content that nobody sent: {request:?}");
+        // What follows CONNECT belongs to the tunnel (RFC 9110 §9.3.6), which the origin refused.
+        let known =
+            if request.method == "CONNECT" { request.content.is_empty() } else { contents.contains(&request.content) };
+        assert!(known, "content that nobody sent: {request:?}");
     }
     assert!(said.starts_with(PREFACE));
 }

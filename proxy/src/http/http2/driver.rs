@@ -209,6 +209,7 @@ impl<S: Stream> Driver<S> {
             if self.writing.is_empty() {
                 let mut state = self.link.lock();
                 if state.out.is_empty() {
+                    state.outgoing_memory.shrink();
                     drop(state);
                     return Pin::new(&mut self.io).poll_flush(cx);
                 }

@@ -25,6 +25,7 @@ use super::{
     outgoing::Outgoing,
     stream::Stream,
 };
+use crate::resilience::growth::{GROWTH, Grown, Growth};
 use crate::{
     host::{self, Instant},
     http::{BodyError, body::TrailerLimit, http1::write::is_ours},
@@ -48,8 +49,13 @@ pub struct Rules {
     pub buffer_bytes: usize,
     /// Interim responses before a final one.
     pub interim: usize,
+    /// What buffers may have beyond the first [`FIRST_WINDOW`] that come and [`FIRST_BUFFER`] that go.
+    pub memory: &'static Growth,
     limits: Limits,
 }
+
+/// Bytes that may wait to be written on any connection, however little memory there is.
+const FIRST_BUFFER: usize = 16 * 1024;
 
 impl Rules {
     /// From the settings; `streams`: how many the far side may open at once, 0 for a server, which opens none.
@@ -65,6 +71,7 @@ impl Rules {
             connection_window: limits.http2_connection_window_bytes.clamp(FIRST_WINDOW, MAX_WINDOW),
             buffer_bytes: limits.connection_buffer_bytes,
             interim: limits.interim_responses,
+            memory: &GROWTH,
             limits: limits.clone(),
         }
     }
@@ -101,6 +108,12 @@ pub(super) struct State {
     /// Bytes that the far side may still send, and those taken that it has not been told of.
     receive_window: i64,
     taken: u32,
+    /// What it may have under way to us and in our buffers together: `receive_window`, `taken` and what nobody has taken yet.
+    connection_window: u32,
+    /// For `connection_window`, where memory is bounded.
+    incoming_memory: Grown,
+    /// For what waits to be written.
+    pub outgoing_memory: Grown,
     /// Streams with content that wait for the connection's window or for room.
     queue: VecDeque<u32>,
     /// Streams that we reset: what the far side sent before it knew is no offence.
@@ -158,7 +171,9 @@ pub struct RequestLine<'a> {
 impl Link {
     pub(super) fn new(role: Role, rules: Rules) -> Arc<Self> {
         let mut out = Outgoing::default();
-        let receive = i64::from(rules.connection_window);
+        // Where memory is bounded, a window is promised only once it is needed and there is memory for it.
+        let window = if rules.memory.is_bounded() { FIRST_WINDOW } else { rules.connection_window };
+        let (incoming_memory, outgoing_memory) = (Grown::of(rules.memory), Grown::of(rules.memory));
         let budget = Budget::new(&rules.limits);
         use frame::setting::{
             ENABLE_CONNECT_PROTOCOL, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE,
@@ -180,8 +195,8 @@ impl Link {
                 (MAX_HEADER_LIST_SIZE, list_bytes),
             ],
         );
-        if rules.connection_window > FIRST_WINDOW {
-            frame::write_window_update(&mut out.tail, 0, rules.connection_window - FIRST_WINDOW);
+        if window > FIRST_WINDOW {
+            frame::write_window_update(&mut out.tail, 0, window - FIRST_WINDOW);
         }
         let queued = out.len() as u64;
         Arc::new(Self(Mutex::new(State {
@@ -196,8 +211,11 @@ impl Link {
             send_window: i64::from(FIRST_WINDOW),
             first_send_window: i64::from(FIRST_WINDOW),
             peer_streams: u32::MAX,
-            receive_window: receive,
+            receive_window: i64::from(window),
             taken: 0,
+            connection_window: window,
+            incoming_memory,
+            outgoing_memory,
             queue: VecDeque::new(),
             reset: VecDeque::new(),
             queued,
@@ -284,7 +302,7 @@ impl Link {
     ) -> Poll<Result<(), Lost>> {
         let mut state = self.lock();
         loop {
-            let room = state.out.len() < state.rules.buffer_bytes;
+            let room = state.has_room();
             let connection = state.send_window;
             let Some(stream) = state.streams.get_mut(&id) else { return Poll::Ready(Err(Lost::Dropped)) };
             let outgoing = &mut stream.outgoing;
@@ -323,7 +341,7 @@ impl Link {
     /// Waits until something can be sent on the stream; how much.
     pub(super) fn poll_capacity(&self, id: u32, cx: &mut Context<'_>) -> Poll<Result<usize, Lost>> {
         let mut state = self.lock();
-        let room = state.out.len() < state.rules.buffer_bytes;
+        let room = state.has_room();
         let connection = state.send_window;
         let Some(stream) = state.streams.get_mut(&id) else { return Poll::Ready(Err(Lost::Dropped)) };
         let outgoing = &mut stream.outgoing;
@@ -647,7 +665,38 @@ impl State {
         if self.receive_window < 0 {
             return Err(Offence { code: Code::FLOW_CONTROL_ERROR, what: "more content than the connection's window" });
         }
+        if self.receive_window < i64::from(self.connection_window / 2) {
+            self.promise_more();
+        }
         Ok(())
+    }
+
+    /// Half of what the far side may send is used up: promises it twice as much, as far as there is memory.
+    fn promise_more(&mut self) {
+        let window = self.connection_window;
+        let waiting = i64::from(window) - self.receive_window - i64::from(self.taken);
+        // More than a stream's window helps only where somebody does not take what has come, and others should not wait for him. To be faster
+        // alone, nobody makes memory short.
+        let held_up = waiting > i64::from(window / 2);
+        let most = self.rules.connection_window.min(if held_up { MAX_WINDOW } else { self.rules.stream_window });
+        let next = window.saturating_mul(2).min(most);
+        let Some(more @ 1..) = next.checked_sub(window) else { return };
+        let bytes = next.saturating_sub(FIRST_WINDOW) as usize;
+        let grown =
+            if held_up { self.incoming_memory.grow_to(bytes) } else { self.incoming_memory.grow_in_plenty_to(bytes) };
+        if !grown {
+            return;
+        }
+        self.connection_window = next;
+        self.receive_window += i64::from(more);
+        self.queue_frames(|out, _| frame::write_window_update(&mut out.tail, 0, more));
+    }
+
+    /// Whether contents may be queued: up to the buffer's size, beyond a first piece only while there is memory.
+    fn has_room(&mut self) -> bool {
+        let waiting = self.out.len();
+        waiting < FIRST_BUFFER.min(self.rules.buffer_bytes)
+            || (waiting < self.rules.buffer_bytes && self.outgoing_memory.grow_to(waiting + MAX_PAYLOAD))
     }
 
     /// Bytes were taken that came on a stream: the far side may send as many again, and is told so from time to time.
@@ -670,10 +719,19 @@ impl State {
     /// Like [`State::take`], when the stream gets nothing more.
     pub fn take_from_connection(&mut self, bytes: usize) {
         self.taken = self.taken.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        if self.taken >= self.rules.connection_window / 2 {
-            let taken = std::mem::take(&mut self.taken);
-            self.receive_window += i64::from(taken);
-            self.queue_frames(|out, _| frame::write_window_update(&mut out.tail, 0, taken));
+        if self.taken >= self.connection_window / 2 {
+            let mut taken = std::mem::take(&mut self.taken);
+            if self.connection_window > FIRST_WINDOW && self.incoming_memory.account().is_short() {
+                // Others need it more: what was taken is not promised again.
+                let less = taken.min(self.connection_window - FIRST_WINDOW);
+                taken -= less;
+                self.connection_window -= less;
+                self.incoming_memory.shrink_to((self.connection_window - FIRST_WINDOW) as usize);
+            }
+            if taken > 0 {
+                self.receive_window += i64::from(taken);
+                self.queue_frames(|out, _| frame::write_window_update(&mut out.tail, 0, taken));
+            }
         }
     }
 

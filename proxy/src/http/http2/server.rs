@@ -61,6 +61,9 @@ pub struct Lifetime {
 
 /// While the process runs short of something, it waits so much less for those who do not read.
 const HURRY: u32 = 10;
+/// A client whose connection is younger than this is not sent elsewhere when memory is short: it has just come from there, and a new handshake
+/// costs more than another refusal.
+const SETTLED: Duration = Duration::from_secs(10);
 /// After a goodbye that nobody answers.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What is read after the end, so that the far side sees our last words.
@@ -120,6 +123,8 @@ where
     let mut timer = pin!(host::sleep(life.first_byte));
     let mut parting = Parting::Not;
     let mut served: u64 = 0;
+    // Of these, those before memory was short.
+    let mut seen_in_plenty: u64 = 0;
     let ended = poll_fn(|cx| {
         loop {
             let polled = driver.poll(cx);
@@ -156,7 +161,16 @@ where
             if parting == Parting::Not && !driver.has_begun() && drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ended::Closed);
             }
-            let short = told.word().relief.idle;
+            let relief = told.word().relief;
+            let short = relief.idle;
+            if !relief.is_memory() {
+                seen_in_plenty = served;
+            } else if parting == Parting::Not && served > seen_in_plenty && host::now() >= start + SETTLED {
+                // The client asks for more than there is memory for: as HTTP/1 closes behind a 503, so that the next request may go elsewhere.
+                parting = Parting::Announced(host::now());
+                announce(&link);
+                continue;
+            }
             let due = match clock.stall(&life, &driver, &link, short.is_some()) {
                 Some(stall) if stall <= host::now() => return Poll::Ready(Ended::Stalled),
                 Some(stall) => stall.min(clock.due(&life, &driver, open, parting, short)),

@@ -1,6 +1,8 @@
 //! The server against raw frames over in-memory pipes, in virtual time.
 #![allow(clippy::unwrap_used)]
 
+mod memory;
+
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
