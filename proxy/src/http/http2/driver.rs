@@ -553,6 +553,7 @@ impl<S: Stream> Driver<S> {
             stream.incoming.ended = ends;
             stream.incoming.left = head.as_ref().ok().and_then(|head| head.content);
             stream.incoming.wanted = head.is_ok();
+            stream.incoming.continue_due = !ends && head.as_ref().is_ok_and(RequestHead::expects_continue);
         }
         if let Err(Refusal::Malformed(what)) = &head {
             state.offend(id, Offence::protocol(what))?;

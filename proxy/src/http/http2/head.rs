@@ -52,6 +52,14 @@ pub struct RequestHead {
     pub content: Option<u64>,
 }
 
+impl RequestHead {
+    /// Whether the client asks to be told that its content is wanted (RFC 9110 §10.1.1).
+    pub fn expects_continue(&self) -> bool {
+        let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        self.parts.method != Method::CONNECT && self.parts.headers.get(header::EXPECT).is_some_and(expects)
+    }
+}
+
 /// A response without its content.
 #[derive(Debug)]
 pub struct ResponseHead {

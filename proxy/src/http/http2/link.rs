@@ -242,6 +242,23 @@ impl Link {
         let Some(stream) = state.streams.get_mut(&id) else {
             return Poll::Ready(Some(Err(BodyError::Cancelled)));
         };
+        if std::mem::take(&mut stream.incoming.continue_due)
+            && stream.incoming.pieces.is_empty()
+            && !stream.incoming.ended
+            && !stream.answered
+            && stream.lost.is_none()
+        {
+            // Somebody wants the content, and nothing of it has come.
+            state.queue_frames(|out, encoder| {
+                frame::write_headers(&mut out.tail, id, false, |block| {
+                    encoder.begin(block);
+                    encoder.status(block, StatusCode::CONTINUE);
+                });
+            });
+        }
+        let Some(stream) = state.streams.get_mut(&id) else {
+            return Poll::Ready(Some(Err(BodyError::Cancelled)));
+        };
         let incoming = &mut stream.incoming;
         // The last piece is kept until the far side has ended the message: with it, the next hop takes the message for whole, and what
         // comes behind could no longer spoil it.

@@ -43,6 +43,8 @@ pub(super) struct Incoming {
     /// Bytes that were taken and that the far side has not been told of.
     pub taken: u32,
     pub reader: Option<Waker>,
+    /// A server's: the client waits for 100 before it sends content.
+    pub continue_due: bool,
 }
 
 /// A response that is waited for.
@@ -93,6 +95,7 @@ impl Stream {
                 window: i64::from(receive_window),
                 taken: 0,
                 reader: None,
+                continue_due: false,
             },
             outgoing: Outgoing {
                 ended: false,

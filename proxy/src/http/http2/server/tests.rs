@@ -1,6 +1,7 @@
 //! The server against raw frames over in-memory pipes, in virtual time.
 #![allow(clippy::unwrap_used)]
 
+mod expect;
 mod memory;
 
 use std::sync::{
