@@ -275,9 +275,14 @@ pub struct Timeouts {
     /// Wait for the answer to a ping before the connection is given up. Default 5 s.
     #[serde(with = "seconds")]
     pub ping_timeout: Duration,
-    /// An HTTP/1 client that takes nothing of a response that waits for it is cut after this time. Default 30 s; zero: never.
+    /// A client that takes nothing of a response that waits for it is cut after this time, on HTTP/2 if it says nothing either. Default 30 s; zero:
+    /// never, and no `stream_stall` either.
     #[serde(with = "seconds")]
     pub write_stall: Duration,
+    /// An HTTP/2 stream whose client takes nothing of a response, but answers our pings, is reset after this time; while the sidecar is short of
+    /// memory, descriptors or connections, after a tenth of `write_stall`. Default 300 s; zero: never.
+    #[serde(with = "seconds")]
+    pub stream_stall: Duration,
     /// Unacknowledged data, or a receive window kept shut, before TCP gives up. Default 30 s.
     #[serde(with = "seconds")]
     pub tcp_user: Duration,
@@ -311,6 +316,7 @@ impl Default for Timeouts {
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),
             write_stall: Duration::from_secs(30),
+            stream_stall: Duration::from_secs(300),
             tcp_user: Duration::from_secs(30),
             demand: Duration::from_millis(250),
             forget: Duration::from_secs(1800),

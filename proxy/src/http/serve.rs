@@ -20,7 +20,7 @@ use super::{
     Body, Downstream,
     http1::{self, Broken, Fault, chunked::ChunkLimits, head::HeadLimits},
     http2::{
-        self, Abuse, Ended,
+        self, Abuse, Ended, Patience,
         server::{Lifetime, Refused},
     },
 };
@@ -83,7 +83,7 @@ impl ServeSettings {
                 head: timeouts.head,
                 idle: timeouts.idle,
                 age: timeouts.connection_age,
-                write_stall: timeouts.write_stall,
+                stall: Patience { silent: timeouts.write_stall, alive: timeouts.stream_stall },
             },
         }
     }

@@ -19,7 +19,7 @@ use outrigger_proxy::{
     http::{
         Body, BodyError,
         http2::{
-            RequestLine, Rules,
+            Patience, RequestLine, Rules,
             client::{self, Pings},
             server::{self, Lifetime},
         },
@@ -282,7 +282,7 @@ pub fn h2_server_connection(bytes: &[u8]) {
                 head: times.head,
                 idle: times.idle,
                 age: times.connection_age,
-                write_stall: times.write_stall,
+                stall: Patience { silent: times.write_stall, alive: times.stream_stall },
             };
             let _ = server::serve(far, Rules::new(&LIMITS, STREAMS), life, watch, handle, |_| (), |_| ()).await;
         });

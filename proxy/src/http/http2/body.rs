@@ -4,7 +4,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,11 +12,9 @@ use http_body::{Body as _, Frame, SizeHint};
 use super::{
     fault::{Code, Ended, Lost},
     link::Link,
+    stall::{Patience, Stall},
 };
-use crate::{
-    host,
-    http::{Body, BodyError},
-};
+use crate::http::{Body, BodyError};
 
 /// The body of a message that is still arriving. Nothing is read ahead of the window.
 #[derive(Debug)]
@@ -84,18 +81,6 @@ pub(super) struct Pump {
     stall: Option<Stall>,
 }
 
-/// How long a piece may wait for the far side to take some of it.
-struct Stall {
-    limit: Duration,
-    waiting: Option<Waiting>,
-}
-
-struct Waiting {
-    /// The piece has had this length since.
-    left: usize,
-    timer: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
 /// Why a body did not go out whole.
 #[derive(Debug)]
 pub(super) enum Stopped {
@@ -112,9 +97,9 @@ impl Pump {
         Self { link, stream, body, piece: Bytes::new(), left, last: false, over: false, code, stall: None }
     }
 
-    /// Gives the stream up when the far side takes nothing for so long. Zero: never.
-    pub fn stalling_at_most(mut self, limit: Duration) -> Self {
-        self.stall = (!limit.is_zero()).then_some(Stall { limit, waiting: None });
+    /// Gives the stream up when the far side takes nothing for too long.
+    pub fn stalling_at_most(mut self, patience: Patience) -> Self {
+        self.stall = Stall::new(patience);
         self
     }
 
@@ -183,12 +168,7 @@ impl Pump {
     /// While a piece waits for the far side: whether it has waited too long.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         let Some(stall) = &mut self.stall else { return Poll::Pending };
-        let left = self.piece.len();
-        let waiting = match stall.waiting.take() {
-            Some(waiting) if waiting.left == left => waiting,
-            _ => Waiting { left, timer: Box::pin(host::sleep(stall.limit)) },
-        };
-        ready!(stall.waiting.insert(waiting).timer.as_mut().poll(cx));
+        ready!(stall.poll(&mut self.link.lock(), self.piece.len(), cx));
         Poll::Ready(Err(Stopped::Stalled))
     }
 

@@ -257,6 +257,7 @@ impl<S: Stream> Driver<S> {
         let mut announcements: Vec<Announcement> = Vec::new();
         let link = Arc::clone(&self.link);
         let mut state = link.lock();
+        state.heard += 1;
         let result = loop {
             match self.take_frame(&mut state, &mut announcements) {
                 Ok(true) => {}

@@ -132,6 +132,12 @@ pub(super) struct State {
     pub unused: bool,
     /// The account went down to a quarter.
     pub leave: bool,
+    /// Reads of the socket that brought something.
+    pub heard: u64,
+    /// We have asked whether the far side is there, when so much had been heard.
+    asked: Option<u64>,
+    /// Others need the places of those who do not read.
+    pub hurry: bool,
     budget: Budget,
     born: Instant,
 }
@@ -156,6 +162,9 @@ impl Hasher for IdHasher {
         self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }
+
+/// Payload of the ping that asks whether somebody is there.
+const THERE: [u8; 8] = *b"anybody?";
 
 /// Ids that are remembered after we reset them.
 const REMEMBERED_RESETS: usize = 1024;
@@ -227,6 +236,9 @@ impl Link {
             goodbye: false,
             unused: false,
             leave: false,
+            heard: 0,
+            asked: None,
+            hurry: false,
             budget,
             born: host::now(),
         })))
@@ -535,6 +547,26 @@ impl State {
             }
             Some(stream) => Err(stream.lost.clone().unwrap_or(Lost::Dropped)),
             None => Err(Lost::Dropped),
+        }
+    }
+
+    /// Asks whether the far side is there: one ping for all streams that want to know.
+    pub fn ask(&mut self) {
+        if self.asked.replace(self.heard) != Some(self.heard) {
+            self.queue_frames(|out, _| frame::write_ping(&mut out.tail, false, THERE));
+        }
+    }
+
+    /// Others need the places of those who do not read, or no longer.
+    pub fn set_hurry(&mut self, hurry: bool) {
+        if std::mem::replace(&mut self.hurry, hurry) == hurry {
+            return;
+        }
+        // Those that wait look at their time again.
+        for stream in self.streams.values() {
+            if let Some(sender) = &stream.outgoing.sender {
+                sender.wake_by_ref();
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Pure: `frame` (frames and their heads), `hpack` (header compression), `head` (header blocks to requests and responses), `budget` (how much
 //! a peer may keep us busy), `fault` (why something ended). Shared by all on a connection: `link`, with its `stream`s and what is `outgoing`.
-//! With a socket: `driver`, and on it `server` and `client`. `body` is content on a stream, `tunnel` a stream that has left HTTP.
+//! With a socket: `driver`, and on it `server` and `client`. `body` is content on a stream and `stall` how long it may wait, `tunnel` a stream that has left HTTP.
 
 mod body;
 mod budget;
@@ -15,6 +15,7 @@ pub mod hpack;
 mod link;
 mod outgoing;
 pub mod server;
+mod stall;
 mod stream;
 mod tunnel;
 
@@ -22,3 +23,4 @@ pub use body::Incoming;
 pub use budget::{Abuse, Deed};
 pub use fault::{Ended, Lost};
 pub use link::{Link, RequestLine, Rules};
+pub use stall::Patience;

@@ -23,6 +23,7 @@ use super::{
     frame::{self, MAX_WINDOW},
     head::RequestHead,
     link::{Link, Role},
+    stall::{HURRY, Patience},
     tunnel::Tunnel,
 };
 use crate::{
@@ -55,12 +56,10 @@ pub struct Lifetime {
     pub idle: Duration,
     /// Of the connection; a tenth more or less at random.
     pub age: Duration,
-    /// While the client reads nothing of what waits for it, on a stream or on the whole connection.
-    pub write_stall: Duration,
+    /// While the client reads nothing of what waits for it: on the whole connection after `silent`, on a stream as [`Patience`] says.
+    pub stall: Patience,
 }
 
-/// While the process runs short of something, it waits so much less for those who do not read.
-const HURRY: u32 = 10;
 /// A client whose connection is younger than this is not sent elsewhere when memory is short: it has just come from there, and a new handshake
 /// costs more than another refusal.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -129,14 +128,17 @@ where
         loop {
             let polled = driver.poll(cx);
             if !driver.arrived.is_empty() {
-                served += begin(&link, &mut driver, &handler, &refused, life.write_stall);
+                served += begin(&link, &mut driver, &handler, &refused, life.stall);
             }
             if let Poll::Ready(ended) = polled {
                 return Poll::Ready(ended);
             }
             let acknowledged = driver.pongs.drain(..).any(|pong| pong == FAREWELL);
+            let relief = told.word().relief;
+            let short = relief.idle;
             let (open, leave, goodbye, charged) = {
                 let mut state = link.lock();
+                state.set_hurry(short.is_some());
                 (state.open, state.leave, state.goodbye, state.take_charged())
             };
             if let Some(charged) = charged {
@@ -161,8 +163,6 @@ where
             if parting == Parting::Not && !driver.has_begun() && drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ended::Closed);
             }
-            let relief = told.word().relief;
-            let short = relief.idle;
             if !relief.is_memory() {
                 seen_in_plenty = served;
             } else if parting == Parting::Not && served > seen_in_plenty && host::now() >= start + SETTLED {
@@ -305,7 +305,7 @@ impl Clock {
 
     /// When the client will have read nothing for too long; `None`: nothing waits for it.
     fn stall<S: Stream>(&mut self, life: &Lifetime, driver: &Driver<S>, link: &Link, short: bool) -> Option<Instant> {
-        if life.write_stall.is_zero() || driver.is_flushed() {
+        if life.stall.silent.is_zero() || driver.is_flushed() {
             self.stalled = None;
             return None;
         }
@@ -315,7 +315,7 @@ impl Clock {
             _ => host::now(),
         };
         self.stalled = Some((since, written));
-        Some(since + if short { life.write_stall / HURRY } else { life.write_stall })
+        Some(since + if short { life.stall.silent / HURRY } else { life.stall.silent })
     }
 }
 
@@ -339,7 +339,7 @@ fn begin<S, H, F>(
     driver: &mut Driver<S>,
     handler: &Arc<H>,
     refused: &impl Fn(Refused),
-    write_stall: Duration,
+    patience: Patience,
 ) -> u64
 where
     S: Stream + 'static,
@@ -368,7 +368,7 @@ where
                 let failure = Failure::new(fault.reason()).because(fault);
                 let asked = Asked { method: Method::GET, leaving: None };
                 let reply = Box::new(reply::reply(&failure, false));
-                work(link, stream, respond(Arc::clone(link), stream, asked, reply, write_stall));
+                work(link, stream, respond(Arc::clone(link), stream, asked, reply, patience));
                 continue;
             }
         };
@@ -382,7 +382,7 @@ where
         work(link, stream, async move {
             let response = pin!(handler(request, downstream)).await;
             if let Some(link) = guard.link.take() {
-                pin!(respond(link, stream, asked, response.into(), write_stall)).await;
+                pin!(respond(link, stream, asked, response.into(), patience)).await;
             }
         });
     }
@@ -453,7 +453,7 @@ fn request(link: &Arc<Link>, stream: u32, mut parts: request::Parts) -> Option<(
 }
 
 /// Sends a response to its end.
-async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Box<Response<Body>>, write_stall: Duration) {
+async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Box<Response<Body>>, patience: Patience) {
     let (parts, body) = response.into_parts();
     let Asked { method, leaving } = asked;
     let _refused = match leaving {
@@ -481,7 +481,7 @@ async fn respond(link: Arc<Link>, stream: u32, asked: Asked, response: Box<Respo
     }
     // Headers live on in nobody: their memory is free before a long body.
     drop(parts);
-    let mut pump = Pump::new(link, stream, body, length, Code::INTERNAL_ERROR).stalling_at_most(write_stall);
+    let mut pump = Pump::new(link, stream, body, length, Code::INTERNAL_ERROR).stalling_at_most(patience);
     match poll_fn(|cx| pump.poll(cx)).await {
         Ok(()) | Err(Stopped::Broke { .. } | Stopped::Lost | Stopped::Stalled) => {}
     }

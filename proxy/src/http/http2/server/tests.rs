@@ -3,6 +3,7 @@
 
 mod expect;
 mod memory;
+mod stall;
 
 use std::sync::{
     Arc,
@@ -40,7 +41,7 @@ const LIFE: Lifetime = Lifetime {
     head: Duration::from_secs(10),
     idle: Duration::from_secs(3600),
     age: Duration::from_secs(36_000),
-    write_stall: Duration::from_secs(30),
+    stall: Patience { silent: Duration::from_secs(30), alive: Duration::from_secs(300) },
 };
 
 struct Raw {
