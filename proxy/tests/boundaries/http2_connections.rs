@@ -229,10 +229,10 @@ fn steps(pieces: usize, bytes: usize, end: usize) -> Body {
 }
 
 /// A handler that does with a request what its path says, as applications do.
-async fn handle(mut request: Request<Body>) -> Response<Body> {
+async fn handle(request: Request<Body>) -> Response<Body> {
     let way = request.uri().path().bytes().map(usize::from).sum::<usize>();
     if request.method() == Method::CONNECT {
-        let leaving = upgrade::take(&mut request);
+        let leaving = upgrade::take(&mut request.into_parts().0);
         tokio::spawn(async move {
             if let Ok(mut stream) = leaving.stream().await {
                 let mut bytes = [0; 100];
@@ -284,7 +284,16 @@ pub fn h2_server_connection(bytes: &[u8]) {
                 age: times.connection_age,
                 stall: Patience { silent: times.write_stall, alive: times.stream_stall },
             };
-            let _ = server::serve(far, Rules::new(&LIMITS, STREAMS), life, watch, handle, |_| (), |_| ()).await;
+            let _ = server::serve(
+                far,
+                Rules::new(&LIMITS, STREAMS),
+                life,
+                watch,
+                |request, _| handle(request),
+                |_| (),
+                |_| (),
+            )
+            .await;
         });
         speak(near, pieces).await
     });

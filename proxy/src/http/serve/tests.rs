@@ -52,10 +52,9 @@ where
     let (near, far) = duplex(64 * 1024);
     let (trigger, watch) = drain();
     let settings = ServeSettings::from_parts(&limits, &timeouts, false);
-    let task =
-        tokio::spawn(
-            async move { serve(far, version, &settings, watch, move |request, _| handler(request), |_| {}, |_| {}).await },
-        );
+    let task = tokio::spawn(async move {
+        serve(far, version, &settings, watch, move |request, _| handler(request), |_| {}, |_| {}).await
+    });
     (near, Server { task, drain: trigger, start: host::now() })
 }
 

@@ -84,10 +84,9 @@ impl Raw {
         let (near, far) = duplex(1 << 20);
         let (trigger, watch) = drain();
         let rules = Rules::new(limits, limits.http2_streams);
-        let task =
-            tokio::spawn(
-                async move { serve(far, rules, LIFE, watch, move |request, _| handler(request), |_| {}, |_| {}).await },
-            );
+        let task = tokio::spawn(async move {
+            serve(far, rules, LIFE, watch, move |request, _| handler(request), |_| {}, |_| {}).await
+        });
         Self { io: near, received: BytesMut::new(), encoder: Encoder::default(), task, drain: trigger }
     }
 

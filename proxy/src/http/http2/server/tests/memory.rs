@@ -15,7 +15,9 @@ where
     let (drain, watch) = drain();
     let mut rules = Rules::new(&Limits::default(), 100);
     rules.memory = account;
-    let task = tokio::spawn(async move { serve(far, rules, LIFE, watch, handler, |_| {}, |_| {}).await });
+    let task = tokio::spawn(async move {
+        serve(far, rules, LIFE, watch, move |request, _| handler(request), |_| {}, |_| {}).await
+    });
     let mut raw = Raw { io: near, received: BytesMut::new(), encoder: Encoder::default(), task, drain };
     raw.io.write_all(PREFACE).await.unwrap();
     raw.send(kind::SETTINGS, 0, 0, &[]).await;
