@@ -2,6 +2,22 @@
 //!
 //! Modules stand in the order a connection meets them; after them, what lives as long as the process.
 
+// Bytes from outside reach nearly everything here: nothing may panic because of them. Where an index is right by construction, the place
+// says why (`expect`).
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::get_unwrap,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented
+    )
+)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests bring their own sockets and clocks"))]
 
 // The two journeys: every branch of the data path.

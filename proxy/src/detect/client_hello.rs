@@ -43,7 +43,7 @@ pub fn parse(bytes: &[u8]) -> Parse<ClientHello> {
         for (place, byte) in head.iter_mut().skip(total).zip(fragment) {
             *place = *byte;
         }
-        total += fragment.len();
+        total = total.saturating_add(fragment.len());
         // The message names its kind and length early; saying no then is better than reading to the end.
         let [kind, high, middle, low] = head;
         if total > 0 && kind != MESSAGE_CLIENT_HELLO {
@@ -57,7 +57,7 @@ pub fn parse(bytes: &[u8]) -> Parse<ClientHello> {
         let Some(next) = next else {
             return if bytes.len() < MAX_BYTES { Parse::More } else { Parse::Neither };
         };
-        if total >= MESSAGE_HEADER && total - MESSAGE_HEADER >= length {
+        if total.checked_sub(MESSAGE_HEADER).is_some_and(|body| body >= length) {
             let body: Vec<u8> = fragments(bytes).flatten().copied().skip(MESSAGE_HEADER).take(length).collect();
             return hello(&body).map_or(Parse::Neither, Parse::Complete);
         }

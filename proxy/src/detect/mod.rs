@@ -4,6 +4,8 @@
 //! it; `http_start` and `client_hello` judge the bytes. How long to wait, and what to do while waiting (a
 //! server that speaks first), is up to the journey: dropping [`Rewound::detect`] loses nothing.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::io;
 
 use bytes::BufMut;

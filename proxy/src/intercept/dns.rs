@@ -4,6 +4,8 @@
 //! else goes, byte for byte, to the resolvers of `/etc/resolv.conf`. Nothing is cached: the mesh's answers are at hand
 //! and the others' belong to the resolvers behind us. An answer over UDP is never longer than the client said it takes.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::{
     future::Future,
     io,
@@ -357,7 +359,7 @@ async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 
 async fn write_framed(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    let mut framed = Vec::with_capacity(message.len() + 2);
+    let mut framed = Vec::with_capacity(message.len().saturating_add(2));
     framed.extend_from_slice(&length.to_be_bytes());
     framed.extend_from_slice(message);
     stream.write_all(&framed).await

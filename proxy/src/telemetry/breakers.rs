@@ -71,6 +71,7 @@ impl BreakerGauge {
     }
 
     /// The breaker changed its state.
+    #[expect(clippy::indexing_slicing, reason = "`index` gives places of `STATES`, and the arrays have as many")]
     pub fn changed(&mut self, transition: Transition) {
         let (from, to) = (index(transition.from), index(transition.to));
         let stood = std::mem::replace(&mut self.state, to);
@@ -83,6 +84,7 @@ impl BreakerGauge {
 }
 
 impl Drop for BreakerGauge {
+    #[expect(clippy::indexing_slicing, reason = "`state` is a place of `STATES`, and the array has as many")]
     fn drop(&mut self) {
         self.process.breakers.change(&self.name, |numbers| numbers.standing[self.state] -= 1);
     }

@@ -138,6 +138,10 @@ impl Telemetry {
     }
 
     /// The cells of one worker; an index beyond the number given at the start shares cells, which is only slower.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the remainder of a length is below it, and there is at least one worker"
+    )]
     pub fn worker(self: &Arc<Self>, index: usize) -> Arc<WorkerTelemetry> {
         let cells = self.workers[index % self.workers.len()].clone();
         Arc::new(WorkerTelemetry { process: self.clone(), cells })

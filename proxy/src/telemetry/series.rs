@@ -280,6 +280,7 @@ impl<Cell: Default + Copy> Numbers<Cell> {
         self.cells.get_mut(index as usize).map(|(_, cell)| &mut **cell)
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the index was made for this cell, and cells never go")]
     fn find_or_new(&mut self, key: SeriesKey) -> &mut Cell {
         let index = match self.index.get(&key) {
             Some(index) => *index as usize,

@@ -68,6 +68,7 @@ impl EndpointState {
     }
 
     /// The pool of one worker; worker numbers beyond the last share it.
+    #[expect(clippy::indexing_slicing, reason = "`new` makes at least one pool, and the index is at most the last")]
     pub fn pool(&self, worker: usize) -> &Pool {
         let last = self.pools.len() - 1;
         &self.pools[worker.min(last)]

@@ -4,6 +4,8 @@
 //! streams that break a rule. All of them are paid from one account. A finished exchange clears it, carried bytes pay for the
 //! window updates they cause, and time pays for keep-alive pings. At three quarters the connection is ended gracefully, at the end at once.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use std::time::Duration;
 
 use super::frame::kind;
@@ -12,7 +14,7 @@ use crate::settings::Limits;
 /// Bytes carried in either direction that pay for one control frame.
 const BYTES_PER_FRAME: u64 = 1024;
 /// Time that pays for one control frame.
-const TIME_PER_FRAME: Duration = Duration::from_secs(1);
+const TIME_PER_FRAME_SECONDS: u64 = 1;
 
 /// What the peer did. The words of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +156,9 @@ impl Charged {
 impl Budget {
     pub fn new(limits: &Limits) -> Self {
         let limit = limits.http2_control_frames.max(1);
-        let each = |streams: usize| (limit / u32::try_from(streams).unwrap_or(u32::MAX).max(1)).saturating_add(1);
+        let each = |streams: usize| {
+            limit.checked_div(u32::try_from(streams).unwrap_or(u32::MAX)).unwrap_or(limit).saturating_add(1)
+        };
         Self {
             limit,
             reset_at_once: each(limits.http2_pending_resets),
@@ -221,10 +225,11 @@ impl Budget {
     }
 
     fn pay_with_time(&mut self, elapsed: Duration) {
-        let seconds = elapsed.saturating_sub(self.paid_until).as_secs() / TIME_PER_FRAME.as_secs();
-        let paid = u32::try_from(seconds).unwrap_or(u32::MAX);
+        let paid = elapsed.saturating_sub(self.paid_until).as_secs() / TIME_PER_FRAME_SECONDS;
+        let paid = u32::try_from(paid).unwrap_or(u32::MAX);
         self.spent = self.spent.saturating_sub(paid);
-        self.paid_until += TIME_PER_FRAME * paid;
+        let seconds = u64::from(paid).saturating_mul(TIME_PER_FRAME_SECONDS);
+        self.paid_until = self.paid_until.saturating_add(Duration::from_secs(seconds));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Frames (RFC 9113 §4 and §6): their heads and the payloads that are not content. Pure.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use bytes::{Buf, BufMut, BytesMut};
 
 use super::fault::{Code, Offence};
@@ -175,14 +177,15 @@ pub fn write_headers(out: &mut BytesMut, stream: u32, end: bool, write: impl FnO
     let start = out.len();
     out.put_bytes(0, HEAD_BYTES);
     write(out);
-    let length = out.len() - start - HEAD_BYTES;
+    let content = start.saturating_add(HEAD_BYTES);
+    let length = out.len().saturating_sub(content);
     let ends = if end { flag::END_STREAM } else { 0 };
     if length <= MAX_PAYLOAD {
         let flags = flag::END_HEADERS | ends;
         write_head_at(out, start, &Head { length, kind: kind::HEADERS, flags, stream });
         return;
     }
-    let block = out.split_off(start + HEAD_BYTES);
+    let block = out.split_off(content);
     write_head_at(out, start, &Head { length: MAX_PAYLOAD, kind: kind::HEADERS, flags: ends, stream });
     let mut pieces = block.chunks(MAX_PAYLOAD).peekable();
     out.extend_from_slice(pieces.next().unwrap_or_default());
@@ -204,7 +207,7 @@ fn write_head_at(out: &mut BytesMut, at: usize, head: &Head) {
 }
 
 pub fn write_settings(out: &mut BytesMut, settings: &[(u16, u32)]) {
-    Head { length: settings.len() * 6, kind: kind::SETTINGS, flags: 0, stream: 0 }.write(out);
+    Head { length: settings.len().saturating_mul(6), kind: kind::SETTINGS, flags: 0, stream: 0 }.write(out);
     for (id, value) in settings {
         out.put_u16(*id);
         out.put_u32(*value);

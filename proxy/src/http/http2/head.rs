@@ -3,6 +3,8 @@
 //! Only fields that HTTP/1 could carry to another reader unchanged pass. A block that is too large is read to its end all the same, because
 //! the tables of both ends must stay the same; its fields are dropped as they come.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request, response,
@@ -82,7 +84,7 @@ impl Lines {
             path: None,
             protocol: None,
             status: None,
-            headers: HeaderMap::with_capacity(usual.min(MOST_EXPECTED) + 1),
+            headers: HeaderMap::with_capacity(usual.min(MOST_EXPECTED).saturating_add(1)),
             fields: 0,
             bytes: 0,
             refusal: None,
@@ -97,7 +99,7 @@ impl Lines {
     /// Takes one line in; the first rule that one breaks is remembered.
     pub fn add(&mut self, field: Field, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
-        self.fields += 1;
+        self.fields = self.fields.saturating_add(1);
         if self.refusal.is_some() {
             return;
         }

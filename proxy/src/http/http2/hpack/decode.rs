@@ -86,7 +86,7 @@ impl Decoder {
         if let Some(field) = STATIC.get(behind) {
             return Ok((field.clone(), entry_bytes(name_bytes(&field.name), field.value.len())));
         }
-        let entry = self.table.get(behind - STATIC_ENTRIES).ok_or(HpackFault::Index)?;
+        let entry = behind.checked_sub(STATIC_ENTRIES).and_then(|age| self.table.get(age)).ok_or(HpackFault::Index)?;
         Ok((entry.clone().field(), entry.bytes))
     }
 
@@ -96,7 +96,7 @@ impl Decoder {
         if let Some(field) = STATIC.get(behind) {
             return Ok((field.name.clone(), name_bytes(&field.name)));
         }
-        let entry = self.table.get(behind - STATIC_ENTRIES).ok_or(HpackFault::Index)?;
+        let entry = behind.checked_sub(STATIC_ENTRIES).and_then(|age| self.table.get(age)).ok_or(HpackFault::Index)?;
         Ok((entry.name.clone(), entry.name_bytes))
     }
 
@@ -174,24 +174,20 @@ impl<'a> Rest<'a> {
     fn number(&mut self, bits: u32) -> Result<usize, HpackFault> {
         /// Nothing that we would ever take needs more.
         const MOST_BITS: u32 = 28;
-        let mask = (1_u8 << bits) - 1;
+        let mask = !u8::MAX.unbounded_shl(bits);
         let first = self.byte()? & mask;
         let mut number = usize::from(first);
         if first < mask {
             return Ok(number);
         }
-        let mut shift = 0;
-        loop {
+        for shift in (0..MOST_BITS).step_by(7) {
             let byte = self.byte()?;
-            number += usize::from(byte & 0x7f) << shift;
+            number = number.saturating_add(usize::from(byte & 0x7f).unbounded_shl(shift));
             if byte & 0x80 == 0 {
                 return Ok(number);
             }
-            shift += 7;
-            if shift >= MOST_BITS {
-                return Err(HpackFault::Number);
-            }
         }
+        Err(HpackFault::Number)
     }
 
     /// A string (§5.2), decoded into `plain` if need be.

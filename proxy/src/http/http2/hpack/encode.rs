@@ -157,9 +157,9 @@ impl Encoder {
         let text = name.map_or(":authority", HeaderName::as_str);
         let hash = self.hasher.hash_one((text, value.as_bytes()));
         if let Some(place) = self.places.get(&hash) {
-            let age = (self.added - place) as usize - 1;
+            let age = self.added.saturating_sub(*place).saturating_sub(1) as usize;
             if self.table.get(age).is_some_and(|entry| entry.name.as_ref() == name && entry.value == *value) {
-                return number(out, 0x80, 7, STATIC_ENTRIES + 1 + age);
+                return number(out, 0x80, 7, age.saturating_add(STATIC_ENTRIES + 1));
             }
         }
         match name {
@@ -181,7 +181,7 @@ impl Encoder {
         });
         if stays {
             places.insert(hash, number);
-            self.added += 1;
+            self.added = self.added.saturating_add(1);
         }
     }
 }
@@ -202,13 +202,9 @@ fn named(out: &mut BytesMut, pattern: u8, bits: u32, name: &HeaderName) {
 
 /// RFC 7541 §5.1.
 fn number(out: &mut BytesMut, pattern: u8, bits: u32, number: usize) {
-    let mask = (1_usize << bits) - 1;
-    if number < mask {
-        out.put_u8(pattern | number as u8);
-        return;
-    }
+    let mask = !usize::MAX.unbounded_shl(bits);
+    let Some(mut rest) = number.checked_sub(mask) else { return out.put_u8(pattern | number as u8) };
     out.put_u8(pattern | mask as u8);
-    let mut rest = number - mask;
     while rest >= 0x80 {
         out.put_u8(rest as u8 | 0x80);
         rest >>= 7;

@@ -38,6 +38,11 @@ struct Code {
 static CODE: Code = Code::new();
 
 impl Code {
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "runs while compiling, where a mistake is an error"
+    )]
     const fn new() -> Self {
         let mut code = Self {
             quick: [(0, 0); 1 << QUICK_BITS],
@@ -75,6 +80,10 @@ impl Code {
     }
 
     /// The symbol that the leading bits of `view` are, and its length.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "codes have 1 to 30 bits, the window at most 40, and a code is never longer than it"
+    )]
     fn look(&self, view: u32) -> Option<(usize, u32)> {
         if let Some((symbol, length)) = self.quick.get((view >> (32 - QUICK_BITS)) as usize)
             && *length > 0
@@ -97,6 +106,10 @@ impl Code {
 ///
 /// # Errors
 /// The end symbol, or padding that is longer than seven bits or not all ones.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "codes have 1 to 30 bits, the window at most 40, and a code is never longer than it"
+)]
 pub fn decode(coded: &[u8], plain: &mut Vec<u8>) -> Result<(), HpackFault> {
     let mut coded = coded.iter();
     let (mut window, mut bits) = (0_u64, 0_u32);

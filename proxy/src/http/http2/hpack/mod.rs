@@ -3,6 +3,8 @@
 //! `decode` reads what a peer sends, `encode` writes what we send; each holds one of the two tables of a connection (`table`).
 //! `huffman` reads compressed strings.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub mod decode;
 pub mod encode;
 pub mod huffman;

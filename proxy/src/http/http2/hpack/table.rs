@@ -107,7 +107,7 @@ const ENTRY_OVERHEAD: usize = 32;
 
 /// The size of an entry, as both ends count it.
 pub const fn entry_bytes(name: usize, value: usize) -> usize {
-    name + value + ENTRY_OVERHEAD
+    name.saturating_add(value).saturating_add(ENTRY_OVERHEAD)
 }
 
 /// The entries of a connection, the newest first.
@@ -145,7 +145,7 @@ impl<T> Dynamic<T> {
             return false;
         }
         self.entries.push_front((entry, bytes));
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
         true
     }
 
@@ -159,7 +159,7 @@ impl<T> Dynamic<T> {
         while self.bytes > most
             && let Some((entry, bytes)) = self.entries.pop_back()
         {
-            self.bytes -= bytes;
+            self.bytes = self.bytes.saturating_sub(bytes);
             dropped(entry);
         }
     }
