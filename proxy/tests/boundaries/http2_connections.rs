@@ -1,6 +1,7 @@
 //! Whole connections of HTTP/2 against a far side that says arbitrary bytes, in pieces of arbitrary sizes.
 //!
-//! The first two bytes of the input decide how it is cut. Small limits, so that short inputs reach them.
+//! The first two bytes of the input decide how it is cut, and the first bit whether memory is bounded. Small limits, so that short inputs reach
+//! them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,7 @@ use outrigger_proxy::{
         },
         upgrade,
     },
+    resilience::growth::Growth,
     settings::Limits,
 };
 use parking_lot::Mutex;
@@ -54,6 +56,21 @@ const STREAMS: u32 = 5;
 const PIPE_BYTES: usize = 700;
 /// Longer than every limit of time.
 const FOR_EVER: Duration = Duration::from_secs(1_000_000);
+
+/// For connections in a process with a limit of memory: more than a connection has in any case, and not enough for two.
+static MEMORY: Growth = Growth::unbounded();
+
+/// What a connection is held to, by the first bit of the input.
+fn rules(bytes: &[u8], streams: u32) -> Rules {
+    let mut rules = Rules::new(&LIMITS, streams);
+    if bytes.first().is_some_and(|first| first & 0x80 != 0) {
+        MEMORY.set_limit(40_000);
+        rules.memory = &MEMORY;
+        // More than any connection has without asking.
+        rules.buffer_bytes = 64 * 1024;
+    }
+    rules
+}
 
 /// The input in pieces.
 fn pieces(bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -271,6 +288,7 @@ async fn handle(request: Request<Body>) -> Response<Body> {
 pub fn h2_server_connection(bytes: &[u8]) {
     let pieces = pieces(bytes);
     let said = pieces.concat();
+    let rules = rules(bytes, STREAMS);
     let heard = in_virtual_time(async {
         let (near, far) = duplex(PIPE_BYTES);
         tokio::spawn(async move {
@@ -284,20 +302,12 @@ pub fn h2_server_connection(bytes: &[u8]) {
                 age: times.connection_age,
                 stall: Patience { silent: times.write_stall, alive: times.stream_stall },
             };
-            let _ = server::serve(
-                far,
-                Rules::new(&LIMITS, STREAMS),
-                life,
-                watch,
-                |request, _| handle(request),
-                |_| (),
-                |_| (),
-            )
-            .await;
+            let _ = server::serve(far, rules, life, watch, |request, _| handle(request), |_| (), |_| ()).await;
         });
         speak(near, pieces).await
     });
     is_sound(&heard, &said, true);
+    assert_eq!(MEMORY.held(), 0, "memory that nobody gives back");
 }
 
 /// What became of a request.
@@ -347,11 +357,12 @@ async fn ask(connection: Arc<client::Connection>, number: usize) -> Outcome {
 pub fn h2_client_connection(bytes: &[u8]) {
     let pieces = pieces(bytes);
     let said = pieces.concat();
+    let rules = rules(bytes, 0);
     let outcomes = Arc::new(Mutex::new(Vec::new()));
     let heard = in_virtual_time(async {
         let (near, far) = duplex(PIPE_BYTES);
         let pings = Pings { interval: Duration::from_secs(20), timeout: Duration::from_secs(10) };
-        let connection = Arc::new(client::open(far, Rules::new(&LIMITS, 0), pings, |_| ()));
+        let connection = Arc::new(client::open(far, rules, pings, |_| ()));
         let asking: Vec<_> = (0..5).map(|number| tokio::spawn(ask(Arc::clone(&connection), number))).collect();
         drop(connection);
         let heard = tokio::spawn(speak(near, pieces));
@@ -363,6 +374,7 @@ pub fn h2_client_connection(bytes: &[u8]) {
         heard.await.expect("no panic")
     });
     is_sound(&heard, &said, false);
+    assert_eq!(MEMORY.held(), 0, "memory that nobody gives back");
     for outcome in outcomes.lock().iter() {
         if let Outcome::Answered { status, announced, got, whole } = outcome {
             assert!(!status.is_informational());
