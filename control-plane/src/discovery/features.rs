@@ -5,7 +5,7 @@
 
 use outrigger_proto::{
     kind::Kind,
-    mesh::{BackendPolicy, Breaker, RouteTable},
+    mesh::{BackendPolicy, Breaker, Policy, RouteTable},
 };
 use prost::Message as _;
 
@@ -13,17 +13,20 @@ use crate::compile::Resource;
 
 /// Features that the resource needs beyond `core/v1`.
 pub fn needed(resource: &Resource) -> Vec<&'static str> {
-    let breakers: Vec<Breaker> = match resource.kind {
+    let (breakers, policies): (Vec<Breaker>, Vec<Policy>) = match resource.kind {
         Kind::BackendPolicy => BackendPolicy::decode(resource.bytes.clone()).map_or_else(
-            |_| Vec::new(),
+            |_| Default::default(),
             |policy| {
                 let subsets = policy.subsets.into_iter().filter_map(|s| s.policy);
-                policy.base.into_iter().chain(subsets).filter_map(|p| p.breaker).collect()
+                let policies: Vec<Policy> = policy.base.into_iter().chain(subsets).collect();
+                (policies.iter().filter_map(|p| p.breaker.clone()).collect(), policies)
             },
         ),
-        Kind::RouteTable => RouteTable::decode(resource.bytes.clone())
-            .map_or_else(|_| Vec::new(), |table| table.http.into_iter().filter_map(|rule| rule.breaker).collect()),
-        _ => Vec::new(),
+        Kind::RouteTable => RouteTable::decode(resource.bytes.clone()).map_or_else(
+            |_| Default::default(),
+            |table| (table.http.into_iter().filter_map(|rule| rule.breaker).collect(), Vec::new()),
+        ),
+        _ => Default::default(),
     };
     let mut needed = Vec::new();
     if !breakers.is_empty() {
@@ -32,27 +35,34 @@ pub fn needed(resource: &Resource) -> Vec<&'static str> {
     if breakers.iter().any(|b| b.fallback.is_some()) {
         needed.push("fallback/v1");
     }
+    if policies.iter().any(|p| p.consistent_hash.is_some()) {
+        needed.push("consistent-hash/v1");
+    }
     needed
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use outrigger_proto::mesh::{Fallback, Policy};
+    use outrigger_proto::mesh::{ConsistentHash, Fallback};
 
     use super::*;
 
     #[test]
-    fn a_breaker_needs_a_proxy_that_knows_breakers() {
-        // An old proxy would silently run without the breaker.
-        let policy =
-            |breaker| BackendPolicy { base: Some(Policy { breaker, ..Default::default() }), ..Default::default() };
-        let plain = policy(None);
-        let breaker = policy(Some(Breaker::default()));
-        let fallback = policy(Some(Breaker { fallback: Some(Fallback::default()), ..Default::default() }));
-        for (policy, expected) in
-            [(plain, vec![]), (breaker, vec!["breaker/v1"]), (fallback, vec!["breaker/v1", "fallback/v1"])]
-        {
+    fn what_a_policy_says_needs_a_proxy_that_knows_it() {
+        // An old proxy would silently run without the breaker, or send every user's requests anywhere.
+        let plain = Policy::default();
+        let breaker = Policy { breaker: Some(Breaker::default()), ..Default::default() };
+        let fallback = Breaker { fallback: Some(Fallback::default()), ..Default::default() };
+        let fallback = Policy { breaker: Some(fallback), ..Default::default() };
+        let hash = Policy { consistent_hash: Some(ConsistentHash::default()), ..Default::default() };
+        for (policy, expected) in [
+            (plain, vec![]),
+            (breaker, vec!["breaker/v1"]),
+            (fallback, vec!["breaker/v1", "fallback/v1"]),
+            (hash, vec!["consistent-hash/v1"]),
+        ] {
+            let policy = BackendPolicy { base: Some(policy), ..Default::default() };
             let resource = Resource {
                 kind: Kind::BackendPolicy,
                 name: "x".into(),

@@ -132,12 +132,10 @@ fn plain() -> Policy {
 fn policy(rules: &[Rule<'_>], port: u16, breaker: Option<&(Breaker, Origin)>, passthrough: bool) -> BackendPolicy {
     let mut origins: Vec<Origin> = rules.iter().map(|(object, _)| origin(object)).collect();
     let general = rules.iter().find_map(|(_, rule)| rule.policy.as_ref());
-    let mut base = plain();
-    if passthrough {
-        base.load_balancer = LoadBalancer::Passthrough.into();
-    }
+    let default = if passthrough { LoadBalancer::Passthrough } else { LoadBalancer::LeastRequest };
+    let mut base = Policy { load_balancer: default.into(), ..plain() };
     if let Some(general) = general {
-        overlay(&mut base, general.ports.get(&port).unwrap_or(general));
+        overlay(&mut base, general.ports.get(&port).unwrap_or(general), default);
     }
     if let Some((breaker, from)) = breaker {
         base.breaker = Some(breaker.clone());
@@ -153,9 +151,9 @@ fn policy(rules: &[Rule<'_>], port: u16, breaker: Option<&(Breaker, Origin)>, pa
             match policy.ports.get(&port) {
                 Some(of_port) => {
                     own = Policy { breaker: base.breaker.clone(), ..plain() };
-                    overlay(&mut own, of_port);
+                    overlay(&mut own, of_port, default);
                 }
-                None => overlay(&mut own, policy),
+                None => overlay(&mut own, policy, default),
             }
         }
         subsets.push(Subset { name: subset.name.clone(), labels: subset.labels.clone(), policy: Some(own) });
@@ -164,9 +162,10 @@ fn policy(rules: &[Rule<'_>], port: u16, breaker: Option<&(Breaker, Origin)>, pa
 }
 
 /// Puts the blocks that are written over those that are there.
-fn overlay(policy: &mut Policy, over: &TrafficPolicy) {
-    if let Some(load_balancer) = over.load_balancer {
-        policy.load_balancer = load_balancer.into();
+fn overlay(policy: &mut Policy, over: &TrafficPolicy, default: LoadBalancer) {
+    if let Some(block) = &over.load_balancer {
+        policy.load_balancer = block.simple.unwrap_or(default).into();
+        policy.consistent_hash.clone_from(&block.hash);
     }
     if let Some(tls) = over.tls {
         policy.tls = tls.into();

@@ -12,14 +12,21 @@
 //! Then the one to avoid leaves, if another remains, and the algorithm chooses. Nothing here waits or remembers, except
 //! the cursor of the rotation; all others see is an index into the caller's slice.
 
+pub mod key;
+pub mod keyed;
 pub mod least_request;
 pub mod load;
+pub mod maglev;
 pub mod random;
+pub mod ring;
 pub mod round_robin;
+pub mod stable_hash;
 
 use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
+
+pub use self::keyed::pick_keyed;
 
 /// What a balancer knows of an endpoint.
 pub trait Candidate {
@@ -74,6 +81,18 @@ pub enum Algorithm {
     Random,
     /// The address the application dialled. `upstream` goes there without asking; who asks all the same gets a random one.
     Passthrough,
+}
+
+impl Algorithm {
+    /// For the operator.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::LeastRequest => "least_request",
+            Self::RoundRobin => "round_robin",
+            Self::Random => "random",
+            Self::Passthrough => "passthrough",
+        }
+    }
 }
 
 /// Why no endpoint was picked.

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
-    balance::Algorithm,
+    balance::{Algorithm, key::HashPolicy},
     resilience::{
         breaker::BreakerPolicy, ejection::EjectionPolicy, limits::LimitPolicy, retry_budget::RetryBudgetPolicy,
     },
@@ -140,6 +140,8 @@ pub struct Subset {
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub algorithm: Algorithm,
+    /// Consistent hashing; requests without the key go by the algorithm, which is then `Random`.
+    pub hash: Option<Arc<HashPolicy>>,
     pub limits: LimitPolicy,
     /// `None`: the node's.
     pub connect_timeout: Option<Duration>,
@@ -173,6 +175,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             algorithm: Algorithm::default(),
+            hash: None,
             limits: LimitPolicy::default(),
             connect_timeout: None,
             max_requests_per_connection: 0,

@@ -9,6 +9,7 @@ pub mod split;
 pub mod table;
 
 pub use edit::{HeaderEdit, PathRewrite, Redirect, Rewrite};
+pub(crate) use matching::query_value;
 pub use matching::{PathMatch, RegexError, RequestMatch, StringMatch, check_regex};
 pub use split::{Arm, Leg, Split};
 pub use table::{Action, HttpRule, RouteTable, RuleInfo, TcpRule};

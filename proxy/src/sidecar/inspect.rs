@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Sidecar;
 use crate::{
     admin::AdminSource,
+    balance::keyed::TableKind,
     config::view::{Health, View},
     route::{Action, Leg},
     upstream::{Backend, BreakerCell, RouteBackend},
@@ -155,6 +156,7 @@ fn backend(backend: &Backend) -> Value {
         "requests": limits.requests.load(Ordering::Relaxed),
         "retries": limits.retries.load(Ordering::Relaxed),
         "ejections": backend.state.ejections(),
+        "balancing": balancing(backend),
         "endpoints": backend.endpoints.iter().map(|endpoint| {
             let (idle, shared, streams) = endpoint.state.pools().iter().map(|pool| pool.counts()).fold(
                 (0, 0, 0),
@@ -177,6 +179,21 @@ fn backend(backend: &Backend) -> Value {
             })
         }).collect::<Vec<_>>(),
     })
+}
+
+/// How an endpoint is chosen, in the words of the configuration.
+fn balancing(backend: &Backend) -> Value {
+    match (&backend.policy.hash, &backend.affinity) {
+        (Some(policy), Some(affinity)) => json!({
+            "key": policy.key.to_string(),
+            "table": match policy.table {
+                TableKind::Ring { .. } => "ring",
+                TableKind::Maglev { .. } => "maglev",
+            },
+            "size": affinity.table.size(),
+        }),
+        _ => json!({ "algorithm": backend.policy.algorithm.word() }),
+    }
 }
 
 fn breaker(cell: &Arc<BreakerCell>) -> Value {

@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
+    affinity::Affinity,
     breakers::BreakerCell,
     endpoint::{Endpoint, EndpointKey, EndpointState},
 };
 use crate::{
-    balance::{self, NoEndpoint, PickContext},
+    balance::{self, NoEndpoint, PickContext, keyed::Table},
     config::view::Policy,
     failure::Reason,
     host,
@@ -38,6 +39,8 @@ pub struct Backend {
     pub policy: Arc<Policy>,
     /// The policy's ejection or else the default one; `None`: off.
     pub ejection: Option<Arc<EjectionPolicy>>,
+    /// Consistent hashing; `None`: each pick stands alone.
+    pub affinity: Option<Box<Affinity>>,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub connect_timeout: Duration,
     /// Labels for requests that reach no endpoint.
@@ -55,6 +58,8 @@ pub struct BackendState {
     /// Told whenever a connection of this backend becomes idle or closes.
     pub freed: Notify,
     ejections: AtomicU64,
+    /// The table of consistent hashing that the last view had.
+    table: Mutex<Option<Arc<Table>>>,
 }
 
 /// A backend as one rule sees it: with the breaker of that rule.
@@ -82,6 +87,7 @@ impl BackendState {
             endpoints: Mutex::new(HashMap::new()),
             freed: Notify::new(),
             ejections: AtomicU64::new(0),
+            table: Mutex::new(None),
         }
     }
 
@@ -97,6 +103,15 @@ impl BackendState {
         state
     }
 
+    /// Consistent hashing over these endpoints, with the table of the last view if it is still right.
+    pub fn affinity(&self, policy: &Policy, endpoints: &[Arc<Endpoint>], workload: &str) -> Option<Box<Affinity>> {
+        let mut table = self.table.lock();
+        let affinity =
+            policy.hash.as_ref().map(|hash| Box::new(Affinity::new(hash, endpoints, workload, table.as_ref())));
+        *table = affinity.as_ref().map(|affinity| Arc::clone(&affinity.table));
+        affinity
+    }
+
     /// Ejections since the start.
     pub fn ejections(&self) -> u64 {
         self.ejections.load(Ordering::Relaxed)
@@ -104,18 +119,22 @@ impl BackendState {
 }
 
 impl Backend {
-    /// The endpoint for one try; `avoid` is the index that the last try failed on.
+    /// The endpoint for one try; `avoid` is the index that the last try failed on, `key` that of consistent hashing.
     ///
     /// # Errors
     /// `NoEndpoints` or `NoHealthyEndpoint`.
-    pub fn pick(&self, avoid: Option<usize>) -> Result<(usize, &Arc<Endpoint>), Reason> {
+    pub fn pick(&self, avoid: Option<usize>, key: Option<u64>) -> Result<(usize, &Arc<Endpoint>), Reason> {
         let context = PickContext {
             algorithm: self.policy.algorithm,
             cursor: &self.state.cursor,
             panic_percent: self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent),
             avoid,
         };
-        let index = match balance::pick(&self.endpoints, &context, host::random_below) {
+        let picked = match (&self.affinity, key) {
+            (Some(affinity), Some(key)) => balance::pick_keyed(&self.endpoints, &context, &affinity.table, key),
+            _ => balance::pick(&self.endpoints, &context, host::random_below),
+        };
+        let index = match picked {
             Ok(index) => index,
             Err(NoEndpoint::Empty) => return Err(Reason::NoEndpoints),
             Err(NoEndpoint::NoneUsable) => return Err(Reason::NoHealthyEndpoint),

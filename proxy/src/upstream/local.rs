@@ -71,6 +71,7 @@ impl Applications {
             name: Arc::from(format!("inbound:{}", address.port())),
             policy,
             ejection: None,
+            affinity: None,
             endpoints: vec![Arc::new(endpoint)],
             connect_timeout: CONNECT,
             labels,

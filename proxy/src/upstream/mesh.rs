@@ -114,6 +114,7 @@ impl Mesh {
             endpoints: vec![Arc::clone(backend.endpoints.get(index)?)],
             // Who dials an address wants this one, also when it fails.
             ejection: Some(Arc::new(EjectionPolicy::IGNORED)),
+            affinity: None,
             ..Backend::clone(backend)
         };
         let route = RouteBackend { backend: Arc::new(only), breaker: None, fallback: None };
@@ -377,10 +378,13 @@ impl Upstreams {
             let Some(place) = endpoint.ports.iter().find(|place| place.service_port == target.port) else { continue };
             endpoints.push(Arc::new(self.endpoint(service, endpoint, *place, policy, &state)));
         }
+        let workload = format!("{}/{}", view.node.namespace, view.node.workload);
+        let affinity = state.affinity(policy, &endpoints, &workload);
         Some(Arc::new(Backend {
             name,
             policy: Arc::clone(policy),
             ejection: policy.ejection.clone().or_else(|| self.ejection.clone()),
+            affinity,
             endpoints,
             connect_timeout: policy.connect_timeout.unwrap_or(view.node.connect_timeout),
             labels: self.telemetry.labels(service_labels(service)),
@@ -396,6 +400,7 @@ impl Upstreams {
             name,
             policy,
             ejection: None,
+            affinity: None,
             endpoints: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             labels: self.telemetry.labels(service_labels(service)),

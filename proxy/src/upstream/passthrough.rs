@@ -169,6 +169,7 @@ impl Outside {
             name: Arc::from("passthrough"),
             policy,
             ejection: None,
+            affinity: None,
             endpoints,
             connect_timeout: CONNECT,
             labels,

@@ -41,6 +41,8 @@ use crate::{
     tls::Expected,
 };
 
+mod balancing;
+
 fn target(name: &str, subset: &str) -> Target {
     Target { service: resource(name), port: 80, subset: subset.into() }
 }
@@ -515,7 +517,7 @@ mod picking {
 
     fn reached(backend: &Backend) -> Result<Vec<usize>, Reason> {
         let mut reached =
-            (0..200).map(|_| backend.pick(None).map(|(index, _)| index)).collect::<Result<Vec<_>, _>>()?;
+            (0..200).map(|_| backend.pick(None, None).map(|(index, _)| index)).collect::<Result<Vec<_>, _>>()?;
         reached.sort_unstable();
         reached.dedup();
         Ok(reached)

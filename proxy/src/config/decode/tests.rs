@@ -5,7 +5,12 @@ use outrigger_proto::mesh::{
     self, Arm, BackendPolicy, Breaker, Endpoint, EndpointPort, EndpointShard, Fallback, FallbackTarget, HeaderEdit,
     HeaderValue, HttpRule, NamedMatch, Node, OutlierDetection, PathMatch, PathRewrite, Policy, Redirect, RequestMatch,
     Retry, RetryBudget, RouteTable, Service, ServicePort, Split, StaticReply, StringMatch, Subset, Target, TcpRule,
-    TrustBundle, UrlRewrite, arm::To, fallback, http_rule::Action, path_match, path_rewrite, string_match,
+    TrustBundle, UrlRewrite,
+    arm::To,
+    consistent_hash::{Key, Table},
+    fallback,
+    http_rule::Action,
+    path_match, path_rewrite, string_match,
 };
 use proptest::prelude::*;
 
@@ -103,6 +108,16 @@ fn base(change: impl FnOnce(&mut Policy)) -> BackendPolicy {
     let mut policy = Policy::default();
     change(&mut policy);
     BackendPolicy { base: Some(policy), ..BackendPolicy::default() }
+}
+
+fn hashing(change: impl FnOnce(&mut mesh::ConsistentHash)) -> BackendPolicy {
+    let mut hash = mesh::ConsistentHash { key: Some(Key::Header("x-user".into())), table: None };
+    change(&mut hash);
+    base(|policy| policy.consistent_hash = Some(hash))
+}
+
+fn cookie(name: &str, path: &str, ttl: i64) -> Option<Key> {
+    Some(Key::Cookie(mesh::HashCookie { name: name.into(), path: path.into(), ttl: seconds(ttl) }))
 }
 
 fn breaker(change: impl FnOnce(&mut Breaker)) -> BackendPolicy {
@@ -255,6 +270,21 @@ fn wrong() -> Vec<Case> {
             base(|p| p.pool = Some(mesh::ConnectionPool { connect_timeout: seconds(-5), ..Default::default() })),
             "base.pool.connect_timeout",
         ),
+        policies(hashing(|hash| hash.key = None), "base.consistent_hash"),
+        policies(hashing(|hash| hash.key = Some(Key::Header("a b".into()))), "base.consistent_hash.header"),
+        policies(hashing(|hash| hash.key = Some(Key::SourceIp(false))), "base.consistent_hash.source_ip"),
+        policies(
+            hashing(|hash| hash.key = Some(Key::QueryParameter(String::new()))),
+            "base.consistent_hash.query_parameter",
+        ),
+        policies(hashing(|hash| hash.key = cookie("a=b", "", 1)), "base.consistent_hash.cookie.name"),
+        policies(hashing(|hash| hash.key = cookie("a", "/; Domain=x", 1)), "base.consistent_hash.cookie.path"),
+        policies(hashing(|hash| hash.key = cookie("a", "", -1)), "base.consistent_hash.cookie.ttl"),
+        policies(
+            hashing(|hash| hash.table = Some(Table::MinimumRingSize(1 << 19))),
+            "base.consistent_hash.minimum_ring_size",
+        ),
+        policies(hashing(|hash| hash.table = Some(Table::MaglevSize(65_536))), "base.consistent_hash.maglev_size"),
         policies(BackendPolicy { subsets: vec![Subset::default()], ..BackendPolicy::default() }, "subsets[0].name"),
         policies(breaker(|b| b.name.clear()), "base.breaker.name"),
         policies(breaker(|b| b.failure_percent = -1.0), "base.breaker.failure_percent"),

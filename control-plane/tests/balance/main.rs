@@ -1,0 +1,5 @@
+//! Who gets which request: each way of balancing with a real sidecar before real applications.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod hashing;
+mod stage;

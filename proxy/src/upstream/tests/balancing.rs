@@ -1,0 +1,130 @@
+//! What consistent hashing keeps over swaps of the view, and which key a request has.
+
+use http::{HeaderMap, Method, uri::Authority};
+
+use super::*;
+use crate::{
+    balance::{
+        key::{CookieKey, HashPolicy, KeySource},
+        keyed::{Table, TableKind},
+    },
+    upstream::exchange::Head,
+};
+
+fn hashing(key: KeySource) -> Policy {
+    let table = TableKind::Maglev { size: 1009 };
+    Policy { hash: Some(Arc::new(HashPolicy { key, table })), ..Policy::default() }
+}
+
+fn by_header() -> KeySource {
+    KeySource::Header(HeaderName::from_static("x-user"))
+}
+
+fn named(name: &str, address: &str) -> view::Endpoint {
+    view::Endpoint { uid: name.into(), ..endpoint(address, "v1") }
+}
+
+fn three() -> Vec<view::Endpoint> {
+    vec![named("a", "10.0.0.1"), named("b", "10.0.0.2"), named("c", "10.0.0.3")]
+}
+
+fn head(fields: &[(&'static str, &'static str)]) -> Head {
+    let fields = fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    Head {
+        method: Method::GET,
+        path: "/".parse().unwrap(),
+        authority: Authority::from_static("api.shop"),
+        headers: HeaderMap::from_iter(fields),
+        grpc: false,
+        speaks: Speaks::Http1,
+        interim: None,
+    }
+}
+
+fn table(mesh: &Mesh) -> Arc<Table> {
+    Arc::clone(&backend(mesh, "api").affinity.as_ref().unwrap().table)
+}
+
+#[test]
+fn a_table_is_made_anew_only_when_its_endpoints_changed() {
+    // Tables of large services take milliseconds; made for every change of the mesh, they would be most of its work.
+    let upstreams = upstreams(None);
+    let join = |service: Service, last: Option<&Mesh>| upstreams.join(view(&[Arc::new(service)]), last);
+    let service = |endpoints| with_policy(service("api", endpoints), hashing(by_header()));
+    let first = join(service(three()), None);
+    let mut unready = three();
+    unready[1].health = Health::Unready;
+    let (mut heavier, mut other_policy) = (three(), service(three()));
+    let mut further = service(three());
+    further.hosts.push("api.example".into());
+    for (same, what) in [(service(unready), "health"), (further, "a name")] {
+        let next = join(same, Some(&first));
+        assert!(Arc::ptr_eq(&table(&first), &table(&next)), "{what}");
+        drop(next);
+        drop(join(service(three()), Some(&first)));
+    }
+    heavier[1].weight = 2;
+    let fewer = three().split_off(1);
+    let ring = HashPolicy { key: by_header(), table: TableKind::default() };
+    let ring = Policy { hash: Some(Arc::new(ring)), ..Policy::default() };
+    other_policy = with_policy(other_policy, ring);
+    for (other, what) in [(service(heavier), "weight"), (service(fewer), "removal"), (other_policy, "policy")] {
+        let next = join(other, Some(&first));
+        assert!(!Arc::ptr_eq(&table(&first), &table(&next)), "{what}");
+    }
+}
+
+#[test]
+fn p15_two_sidecars_send_one_key_to_one_endpoint() {
+    // A cache behind two gateways would hold everything twice. They know the endpoints in different orders.
+    let mut turned = three();
+    turned.reverse();
+    let (one, other) = (
+        backend(&mesh(vec![with_policy(service("api", three()), hashing(by_header()))]), "api"),
+        backend(&mesh(vec![with_policy(service("api", turned), hashing(by_header()))]), "api"),
+    );
+    let mut reached = std::collections::BTreeSet::new();
+    for key in 0..500_u64 {
+        let key = crate::balance::stable_hash::hash(&key.to_le_bytes(), 0);
+        let address = |backend: &Backend| backend.pick(None, Some(key)).unwrap().1.address;
+        assert_eq!(address(&one), address(&other));
+        reached.insert(address(&one));
+    }
+    assert_eq!(reached.len(), 3);
+    // Without a key any of them.
+    let without: std::collections::BTreeSet<_> = (0..200).map(|_| one.pick(None, None).unwrap().0).collect();
+    assert_eq!(without.len(), 3);
+}
+
+#[test]
+fn a_key_comes_from_the_request_or_is_made() {
+    // A cookie that is set though the client has one would log people out; one that is not set makes nothing sticky.
+    let cookie = |ttl| KeySource::Cookie(CookieKey { name: "user".into(), path: "/".into(), ttl });
+    let of = |key, fields: &[(&'static str, &'static str)], source: Option<&str>| {
+        let backend = backend(&mesh(vec![with_policy(service("api", three()), hashing(key))]), "api");
+        let affinity = backend.affinity.clone().unwrap();
+        affinity.of_request(&head(fields), source.map(|source| source.parse().unwrap()))
+    };
+    assert!(matches!(of(by_header(), &[("x-user", "ann")], None), (Some(_), None)));
+    assert!(matches!(of(by_header(), &[], Some("10.0.0.9")), (None, None)));
+    assert!(matches!(of(cookie(None), &[], None), (None, None)));
+    assert!(matches!(of(cookie(Some(Duration::ZERO)), &[("cookie", "user=ann")], None), (Some(_), None)));
+    let (key, field) = of(cookie(Some(Duration::ZERO)), &[], None);
+    assert!(key.is_some() && field.unwrap().to_str().unwrap().starts_with("user="));
+    // Over the loopback every application would have the same address; it is the workload then that counts.
+    let loopback = of(KeySource::SourceIp, &[], Some("127.0.0.1"));
+    assert_eq!(loopback, of(KeySource::SourceIp, &[], Some("::1")));
+    assert_eq!(loopback, of(KeySource::SourceIp, &[], None));
+    assert_ne!(loopback, of(KeySource::SourceIp, &[], Some("10.0.0.9")));
+}
+
+#[test]
+fn an_endpoint_that_was_dialled_is_not_looked_up_in_a_table() {
+    // The table knows the endpoints of the whole backend; here there is one.
+    let mesh = mesh(vec![with_policy(service("api", three()), hashing(by_header()))]);
+    let direct = mesh.toward_address("10.0.0.3:8080".parse().unwrap()).unwrap();
+    for key in 0..20 {
+        let (_, endpoint) = direct.own().backend.pick(None, Some(key)).unwrap();
+        assert_eq!(endpoint.address, "10.0.0.3:8080".parse().unwrap());
+    }
+}
