@@ -25,7 +25,7 @@ pub(super) fn read(mut fields: Fields<'_>) -> LoadBalancing {
         field.word(&[
             ("UNSPECIFIED", LoadBalancer::LeastRequest),
             ("LEAST_REQUEST", LoadBalancer::LeastRequest),
-            ("LEAST_CONN", LoadBalancer::LeastRequest),
+            ("LEAST_CONN", LoadBalancer::LeastInFlight),
             ("ROUND_ROBIN", LoadBalancer::RoundRobin),
             ("RANDOM", LoadBalancer::Random),
             ("PASSTHROUGH", LoadBalancer::Passthrough),

@@ -5,7 +5,7 @@
 
 use outrigger_proto::{
     kind::Kind,
-    mesh::{BackendPolicy, Breaker, Policy, RouteTable},
+    mesh::{BackendPolicy, Breaker, LoadBalancer, Policy, RouteTable},
 };
 use prost::Message as _;
 
@@ -38,6 +38,9 @@ pub fn needed(resource: &Resource) -> Vec<&'static str> {
     if policies.iter().any(|p| p.consistent_hash.is_some()) {
         needed.push("consistent-hash/v1");
     }
+    if policies.iter().any(|p| p.load_balancer() == LoadBalancer::LeastInFlight) {
+        needed.push("least-in-flight/v1");
+    }
     needed
 }
 
@@ -56,11 +59,13 @@ mod tests {
         let fallback = Breaker { fallback: Some(Fallback::default()), ..Default::default() };
         let fallback = Policy { breaker: Some(fallback), ..Default::default() };
         let hash = Policy { consistent_hash: Some(ConsistentHash::default()), ..Default::default() };
+        let in_flight = Policy { load_balancer: LoadBalancer::LeastInFlight.into(), ..Default::default() };
         for (policy, expected) in [
             (plain, vec![]),
             (breaker, vec!["breaker/v1"]),
             (fallback, vec!["breaker/v1", "fallback/v1"]),
             (hash, vec!["consistent-hash/v1"]),
+            (in_flight, vec!["least-in-flight/v1"]),
         ] {
             let policy = BackendPolicy { base: Some(policy), ..Default::default() };
             let resource = Resource {

@@ -22,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Application {
     pub name: String,
     /// Answers 503 while set.
-    pub broken: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
+    /// Takes a while for each answer while set.
+    slow: Arc<AtomicBool>,
     address: SocketAddr,
     /// What its WorkloadEntry says beside that: "weight: 3, locality: eu/west".
     further: String,
@@ -55,21 +57,26 @@ pub fn applications(count: usize) -> Vec<Application> {
 
 impl Application {
     pub fn start(name: &str, further: &str, labels: &str) -> Self {
-        let broken = Arc::new(AtomicBool::new(false));
-        let (listener, is_broken) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::clone(&broken));
+        let (broken, slow) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (is_broken, is_slow) = (Arc::clone(&broken), Arc::clone(&slow));
         let address = listener.local_addr().unwrap();
         let own = name.to_owned();
         thread::spawn(move || {
             for io in listener.incoming().map_while(Result::ok) {
-                let (own, is_broken) = (own.clone(), Arc::clone(&is_broken));
-                thread::spawn(move || serve(io, &own, &is_broken));
+                let (own, is_broken, is_slow) = (own.clone(), Arc::clone(&is_broken), Arc::clone(&is_slow));
+                thread::spawn(move || serve(io, &own, &is_broken, &is_slow));
             }
         });
-        Self { name: name.to_owned(), broken, address, further: further.to_owned(), labels: labels.to_owned() }
+        Self { name: name.to_owned(), broken, slow, address, further: further.to_owned(), labels: labels.to_owned() }
     }
 
     pub fn is_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::Relaxed);
+    }
+
+    pub fn is_slow(&self, slow: bool) {
+        self.slow.store(slow, Ordering::Relaxed);
     }
 
     fn document(&self) -> String {
@@ -90,7 +97,7 @@ spec: {{address: {}, ports: {{http: {port}, tcp: {port}}}, labels: {{app: app{la
 }
 
 /// Answers requests with the name; what is no HTTP gets the name as a line.
-fn serve(mut io: TcpStream, name: &str, is_broken: &AtomicBool) {
+fn serve(mut io: TcpStream, name: &str, is_broken: &AtomicBool, is_slow: &AtomicBool) {
     let mut received = Vec::new();
     let mut bytes = [0; 4096];
     while let Ok(read @ 1..) = io.read(&mut bytes) {
@@ -101,6 +108,9 @@ fn serve(mut io: TcpStream, name: &str, is_broken: &AtomicBool) {
         }
         while let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") {
             received.drain(..end + 4);
+            if is_slow.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+            }
             let status = if is_broken.load(Ordering::Relaxed) { "503 Service Unavailable" } else { "200 OK" };
             let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{name}", name.len());
             if io.write_all(answer.as_bytes()).is_err() {

@@ -27,6 +27,7 @@ use std::sync::atomic::Ordering;
 use smallvec::SmallVec;
 
 pub use self::keyed::pick_keyed;
+use self::least_request::By;
 
 /// What a balancer knows of an endpoint.
 pub trait Candidate {
@@ -77,6 +78,8 @@ pub enum Algorithm {
     /// Two random choices, the cheaper wins.
     #[default]
     LeastRequest,
+    /// The same by the number of requests under way alone (Istio's LEAST_CONN): what an endpoint takes for them does not matter.
+    LeastInFlight,
     RoundRobin,
     Random,
     /// The address the application dialled. `upstream` goes there without asking; who asks all the same gets a random one.
@@ -88,6 +91,7 @@ impl Algorithm {
     pub const fn word(self) -> &'static str {
         match self {
             Self::LeastRequest => "least_request",
+            Self::LeastInFlight => "least_in_flight",
             Self::RoundRobin => "round_robin",
             Self::Random => "random",
             Self::Passthrough => "passthrough",
@@ -175,7 +179,8 @@ fn pick_among<C: Candidate>(
     let picked = match (usable.as_slice(), context.algorithm) {
         ([], _) => None,
         ([only], _) => Some(only.index),
-        (usable, Algorithm::LeastRequest) => least_request::choose(endpoints, usable, random),
+        (usable, Algorithm::LeastRequest) => least_request::choose(endpoints, usable, By::Latency, random),
+        (usable, Algorithm::LeastInFlight) => least_request::choose(endpoints, usable, By::InFlight, random),
         (usable, Algorithm::RoundRobin) => {
             // Wraps after 2^64 picks; the rotation then jumps once.
             round_robin::choose(usable, context.cursor.fetch_add(1, Ordering::Relaxed))
@@ -259,8 +264,13 @@ mod tests {
         }
     }
 
-    const ALGORITHMS: [Algorithm; 4] =
-        [Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random, Algorithm::Passthrough];
+    const ALGORITHMS: [Algorithm; 5] = [
+        Algorithm::LeastRequest,
+        Algorithm::LeastInFlight,
+        Algorithm::RoundRobin,
+        Algorithm::Random,
+        Algorithm::Passthrough,
+    ];
 
     fn endpoints(weights: &[u32]) -> Vec<Endpoint> {
         weights
@@ -397,6 +407,24 @@ mod tests {
             let reached = picker.reached(&many, 10_000).unwrap();
             assert_eq!((reached.len(), reached.contains(&1)), (count - 1, false), "{count}");
         }
+    }
+
+    #[test]
+    fn a_slow_endpoint_shares_where_only_what_is_under_way_counts() {
+        // Who asks for LEAST_CONN has endpoints whose answers take long by nature, such as the one with the large reports.
+        let mut two = endpoints(&[1, 1]);
+        two[0].latency = 1000.0;
+        let mut picker = Picker::new(Algorithm::LeastInFlight);
+        assert_eq!(picker.reached(&two, 100), Ok(vec![0, 1]));
+        two[0].in_flight = 1;
+        assert_eq!(picker.reached(&two, 100), Ok(vec![1]));
+        // By weight: two of three parts are busy at the larger one, so both have a free part.
+        let mut weighted = endpoints(&[3, 1]);
+        weighted[0].in_flight = 2;
+        weighted[1].in_flight = 1;
+        assert_eq!(picker.reached(&weighted, 200), Ok(vec![0, 1]));
+        weighted[0].in_flight = 9;
+        assert!(picker.counts(&weighted, 1_000)[1] > 400.0);
     }
 
     /// How far the busiest of ten endpoints is above the mean, after each of 100,000 picks with so much under way.
@@ -556,7 +584,7 @@ mod tests {
     proptest! {
         #[test]
         fn nobody_is_picked_who_may_not_be(
-            letters in "[RDUE]{1,60}", panic_percent in prop_oneof![Just(0_u32), 0..110_u32], algorithm in 0..4_usize,
+            letters in "[RDUE]{1,60}", panic_percent in prop_oneof![Just(0_u32), 0..110_u32], algorithm in 0..ALGORITHMS.len(),
             avoid in proptest::option::of(0..60_usize), weights in proptest::collection::vec(0..9_u32, 60), seed: u64,
         ) {
             // P11, against the sentences of the header.

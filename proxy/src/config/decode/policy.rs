@@ -60,6 +60,7 @@ fn policy(policy: &mesh::Policy) -> Checked<Policy> {
             Ok(_) if hash.is_some() => Algorithm::Random,
             Ok(mesh::LoadBalancer::Unspecified) => Algorithm::default(),
             Ok(mesh::LoadBalancer::LeastRequest) => Algorithm::LeastRequest,
+            Ok(mesh::LoadBalancer::LeastInFlight) => Algorithm::LeastInFlight,
             Ok(mesh::LoadBalancer::RoundRobin) => Algorithm::RoundRobin,
             Ok(mesh::LoadBalancer::Random) => Algorithm::Random,
             Ok(mesh::LoadBalancer::Passthrough) => Algorithm::Passthrough,
