@@ -140,7 +140,7 @@ fn picking(steps: &mut Steps) {
             name,
             Box::new(move || {
                 let algorithm = Algorithm::LeastRequest;
-                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None };
+                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
                 black_box(pick_equal(black_box(&endpoints), &context, |bound| random.u64(..bound)).unwrap());
             }),
         ));
@@ -151,7 +151,7 @@ fn picking(steps: &mut Steps) {
         "pick one of 100 endpoints by weight",
         Box::new(move || {
             let algorithm = Algorithm::RoundRobin;
-            let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None };
+            let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
             black_box(pick(black_box(&endpoints), &context, |bound| random.u64(..bound)).unwrap());
         }),
     ));

@@ -3,10 +3,15 @@
 //! Read as a whole: a block that stands in a subset or for a port replaces the general one. Two ways to choose an endpoint exclude
 //! each other, as in Istio's API, and so do two keys of consistentHash.
 
-use outrigger_proto::mesh::{ConsistentHash, HashCookie, LoadBalancer, consistent_hash};
-use outrigger_proxy::balance::{maglev, ring};
+use std::collections::BTreeMap;
+
+use outrigger_proto::mesh::{
+    ConsistentHash, HashCookie, LoadBalancer, LocalityPreference, LocalityShares, Warmup, consistent_hash,
+};
+use outrigger_proxy::balance::{locality::Pattern, maglev, ring};
 
 use super::{
+    Problem,
     fields::{Field, Fields},
     values::{self, DurationStyle},
 };
@@ -17,6 +22,30 @@ use crate::validate::codes;
 pub struct LoadBalancing {
     pub simple: Option<LoadBalancer>,
     pub hash: Option<ConsistentHash>,
+    /// `None`: nothing is written.
+    pub locality: Option<LocalitySetting>,
+    pub warmup: Option<Warmup>,
+}
+
+/// Istio's localityLbSetting.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalitySetting {
+    /// `None`: nothing is written.
+    pub enabled: Option<bool>,
+    pub preference: LocalityPreference,
+}
+
+impl LocalitySetting {
+    /// What proxies are told. Where nothing speaks for or against it, near endpoints are preferred if there is outlier detection, as in Istio.
+    pub(crate) fn preference(setting: Option<&Self>, has_outlier_detection: bool) -> Option<LocalityPreference> {
+        match setting {
+            Some(Self { enabled: Some(false), .. }) => None,
+            Some(setting) if setting.enabled.is_some() || setting.preference != LocalityPreference::default() => {
+                Some(setting.preference.clone())
+            }
+            _ => has_outlier_detection.then(LocalityPreference::default),
+        }
+    }
 }
 
 pub(super) fn read(mut fields: Fields<'_>) -> LoadBalancing {
@@ -40,12 +69,129 @@ pub(super) fn read(mut fields: Fields<'_>) -> LoadBalancing {
         );
     }
     let hash = hash.and_then(consistent_hash);
-    fields.not_supported(
-        &["localityLbSetting", "zoneAwareLbSetting", "warmup", "warmupDurationSecs"],
-        "requests are balanced by simple, or least request",
-    );
+    let locality = fields.object("localityLbSetting").map(locality);
+    let older = fields.get("warmupDurationSecs");
+    let mut warmup = older
+        .as_ref()
+        .and_then(|field| field.duration(DurationStyle::Go))
+        .map(|duration| Warmup { duration: Some(duration), ..Warmup::default() });
+    if let Some(fields) = fields.object("warmup") {
+        warmup = read_warmup(fields);
+    }
+    let is_gradual = hash.is_none()
+        && matches!(
+            simple,
+            None | Some(LoadBalancer::LeastRequest | LoadBalancer::LeastInFlight | LoadBalancer::RoundRobin)
+        );
+    if warmup.is_some() && !is_gradual {
+        fields.field.say(
+            Problem::new(
+                &codes::FIELD_NOT_SUPPORTED,
+                "warmup goes with LEAST_REQUEST, LEAST_CONN and ROUND_ROBIN only",
+            )
+            .effect("new endpoints get their full share at once")
+            .fix("remove warmup, or choose one of these"),
+        );
+        warmup = None;
+    }
+    fields.not_supported(&["zoneAwareLbSetting"], "localityLbSetting applies");
     fields.finish();
-    LoadBalancing { simple, hash }
+    LoadBalancing { simple, hash, locality, warmup }
+}
+
+fn locality(mut fields: Fields<'_>) -> LocalitySetting {
+    let enabled = fields.get("enabled").and_then(|field| field.flag());
+    let mut preference = LocalityPreference::default();
+    let distribute = fields.get("distribute");
+    for field in distribute.as_ref().map(|field| field.items()).unwrap_or_default() {
+        let Some(entry) = field.object() else { continue };
+        preference.distribute.extend(shares(entry.proto_json(), &field));
+    }
+    let mut others = Vec::new();
+    for field in fields.list("failover") {
+        others.push("failover");
+        let Some(entry) = field.object() else { continue };
+        let mut entry = entry.proto_json();
+        let mut region = |name: &'static str| {
+            let field = entry.require(name)?;
+            let region = field.text()?;
+            if region.is_empty() || region.contains(['/', '*']) {
+                field.problem(&codes::BAD_NAME, format!("\"{region}\" is not a region"));
+                return None;
+            }
+            Some(region)
+        };
+        let (from, to) = (region("from"), region("to"));
+        entry.finish();
+        let (Some(from), Some(to)) = (from, to) else { continue };
+        if from == to {
+            field.problem(&codes::INCONSISTENT, format!("region {from} cannot be its own failover"));
+        } else if preference.failover.insert(from.clone(), to).is_some() {
+            field.problem(&codes::DUPLICATE, format!("region {from} has two failovers"));
+        }
+    }
+    for field in fields.list("failoverPriority") {
+        others.push("failoverPriority");
+        let Some(text) = field.text() else { continue };
+        let (key, value) = text.split_once('=').map_or((text.as_str(), None), |(key, value)| (key, Some(value)));
+        if !values::is_label_key(key) || value.is_some_and(|value| !values::is_label_value(value)) {
+            field.problem(&codes::BAD_NAME, format!("\"{text}\" is not a label, nor key=value"));
+            continue;
+        }
+        preference.failover_priority.push(text);
+    }
+    if let (Some(field), Some(other)) = (&distribute, others.first())
+        && !preference.distribute.is_empty()
+    {
+        field.problem_with_fix(
+            &codes::EXCLUSIVE,
+            format!("distribute and {other} are two ways to prefer a place"),
+            "keep one of them",
+        );
+    }
+    fields.finish();
+    LocalitySetting { enabled, preference }
+}
+
+/// One entry of `distribute`.
+fn shares(mut entry: Fields<'_>, around: &Field<'_>) -> Option<LocalityShares> {
+    let pattern = |field: &Field<'_>, text: &str| {
+        let is_valid = Pattern::is_valid(text);
+        if !is_valid {
+            field.problem_with_fix(
+                &codes::BAD_NAME,
+                format!("\"{text}\" is not a pattern of localities"),
+                "write region/zone/subzone, region/zone/*, region/* or *",
+            );
+        }
+        is_valid
+    };
+    let from = entry.require("from").and_then(|field| field.text().filter(|text| pattern(&field, text)));
+    let mut to = BTreeMap::new();
+    for (text, field) in entry.require("to").map(|field| field.entries()).unwrap_or_default() {
+        let weight = field.number(1, 100).and_then(|weight| u32::try_from(weight).ok());
+        if let (true, Some(weight)) = (pattern(&field, &text), weight) {
+            to.insert(text, weight);
+        }
+    }
+    entry.finish();
+    let total: u32 = to.values().sum();
+    if total != 100 {
+        around.problem(&codes::INCONSISTENT, format!("the shares of \"to\" add up to {total}, not to 100"));
+    }
+    Some(LocalityShares { from: from?, to })
+}
+
+fn read_warmup(mut fields: Fields<'_>) -> Option<Warmup> {
+    let field = fields.require("duration");
+    let duration = field.as_ref().and_then(|field| field.duration(DurationStyle::Go));
+    if let (Some(field), Some(prost_types::Duration { seconds: 0, nanos: 0 })) = (&field, duration) {
+        field.problem_with_fix(&codes::OUT_OF_RANGE, "a warmup of no time is none", "remove warmup");
+    }
+    let minimum_percent = fields.get("minimumPercent").and_then(|field| field.percent()).unwrap_or_default();
+    let aggression = fields.get("aggression").and_then(|field| field.real(1.0, 1e6, "a number")).unwrap_or_default();
+    fields.finish();
+    Some(Warmup { duration: Some(duration?), minimum_percent, aggression })
 }
 
 fn consistent_hash(mut fields: Fields<'_>) -> Option<ConsistentHash> {

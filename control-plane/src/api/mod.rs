@@ -9,7 +9,7 @@ mod fields;
 pub mod gateway;
 pub mod istio;
 mod kinds;
-mod load_balancer;
+pub mod load_balancer;
 mod node;
 pub(crate) mod values;
 

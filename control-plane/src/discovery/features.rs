@@ -5,7 +5,7 @@
 
 use outrigger_proto::{
     kind::Kind,
-    mesh::{BackendPolicy, Breaker, LoadBalancer, Policy, RouteTable},
+    mesh::{BackendPolicy, Breaker, LoadBalancer, LocalityPreference, Policy, RouteTable},
 };
 use prost::Message as _;
 
@@ -41,13 +41,20 @@ pub fn needed(resource: &Resource) -> Vec<&'static str> {
     if policies.iter().any(|p| p.load_balancer() == LoadBalancer::LeastInFlight) {
         needed.push("least-in-flight/v1");
     }
+    // The default is a preference that a proxy may lack; what is written is not.
+    if policies.iter().filter_map(|p| p.locality.as_ref()).any(|locality| *locality != LocalityPreference::default()) {
+        needed.push("locality/v1");
+    }
+    if policies.iter().any(|p| p.warmup.is_some()) {
+        needed.push("warmup/v1");
+    }
     needed
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use outrigger_proto::mesh::{ConsistentHash, Fallback};
+    use outrigger_proto::mesh::{ConsistentHash, Fallback, Warmup};
 
     use super::*;
 
@@ -60,12 +67,19 @@ mod tests {
         let fallback = Policy { breaker: Some(fallback), ..Default::default() };
         let hash = Policy { consistent_hash: Some(ConsistentHash::default()), ..Default::default() };
         let in_flight = Policy { load_balancer: LoadBalancer::LeastInFlight.into(), ..Default::default() };
+        let near = Policy { locality: Some(LocalityPreference::default()), ..Default::default() };
+        let failover = LocalityPreference { failover_priority: vec!["zone".into()], ..Default::default() };
+        let written = Policy { locality: Some(failover), ..Default::default() };
+        let warmup = Policy { warmup: Some(Warmup::default()), ..Default::default() };
         for (policy, expected) in [
             (plain, vec![]),
             (breaker, vec!["breaker/v1"]),
             (fallback, vec!["breaker/v1", "fallback/v1"]),
             (hash, vec!["consistent-hash/v1"]),
             (in_flight, vec!["least-in-flight/v1"]),
+            (near, vec![]),
+            (written, vec!["locality/v1"]),
+            (warmup, vec!["warmup/v1"]),
         ] {
             let policy = BackendPolicy { base: Some(policy), ..Default::default() };
             let resource = Resource {

@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod hashing;
+mod locality;
 mod simple;
 mod stage;
+mod warmup;

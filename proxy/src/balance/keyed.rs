@@ -76,7 +76,7 @@ impl Table {
     }
 
     /// The first of a key's endpoints that may be used. Somebody who may be used is found whenever there is one.
-    fn first(&self, key: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(super) fn first(&self, key: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let near = match &self.places {
             Places::Ring(ring) => ring.walk(key).take(WALK_LIMIT).find(|index| usable(*index)),
             Places::Maglev(maglev) => maglev.walk(key).take(WALK_LIMIT).find(|index| usable(*index)),
@@ -172,7 +172,8 @@ mod tests {
         panic_percent: u32,
     ) -> Result<usize, NoEndpoint> {
         let cursor = AtomicU64::new(0);
-        let context = PickContext { algorithm: Algorithm::Random, cursor: &cursor, panic_percent, avoid };
+        let context =
+            PickContext { algorithm: Algorithm::Random, cursor: &cursor, panic_percent, avoid, warming: None };
         pick_keyed(endpoints, &context, table, key)
     }
 

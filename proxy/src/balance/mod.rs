@@ -9,25 +9,35 @@
 //!    Draining endpoints are not counted among the endpoints: a rolling restart is no reason to panic. Unready ones get
 //!    nothing even then, as everywhere in Kubernetes: they said so themselves.
 //!
+//! Where the policy prefers some places, this is asked for each group of endpoints (`locality`, `arranged`); where it hashes, the key decides
+//! among those who take part (`key`, `keyed`).
+//!
 //! Then the one to avoid leaves, if another remains, and the algorithm chooses. Nothing here waits or remembers, except
 //! the cursor of the rotation; all others see is an index into the caller's slice.
 
+pub mod arranged;
 pub mod key;
 pub mod keyed;
 pub mod least_request;
 pub mod load;
+pub mod locality;
 pub mod maglev;
 pub mod random;
 pub mod ring;
 pub mod round_robin;
 pub mod stable_hash;
+pub mod warmup;
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use smallvec::SmallVec;
 
-pub use self::keyed::pick_keyed;
-use self::least_request::By;
+pub use self::{arranged::pick_arranged, keyed::pick_keyed};
+use self::{
+    least_request::By,
+    warmup::{Warming, thin},
+};
+use crate::host::Instant;
 
 /// What a balancer knows of an endpoint.
 pub trait Candidate {
@@ -42,6 +52,11 @@ pub trait Candidate {
     ///
     /// Asked for instead of [`Candidate::cost`] when weights differ.
     fn part_cost(&self, part: u32) -> Cost;
+
+    /// For how long it has been in use; `None`: for ever. Asked for only where there is a slow start.
+    fn age(&self, _now: Instant) -> Option<Duration> {
+        None
+    }
 }
 
 /// What one more request would cost: latency times load.
@@ -109,7 +124,7 @@ pub enum NoEndpoint {
 }
 
 /// What one pick needs besides the endpoints.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PickContext<'a> {
     pub algorithm: Algorithm,
     /// Round robin's place; shared by the picks of one backend.
@@ -118,6 +133,8 @@ pub struct PickContext<'a> {
     pub panic_percent: u32,
     /// Endpoint index to avoid if another can be had (the one a retry just failed on).
     pub avoid: Option<usize>,
+    /// Slow start; `None`: new endpoints get their full share at once.
+    pub warming: Option<Warming<'a>>,
 }
 
 /// Endpoints that take part in a pick. Backends up to this size are picked from without an allocation.
@@ -170,13 +187,29 @@ fn pick_among<C: Candidate>(
     }
     // Whatever the caller's source gives, the algorithms may rely on the bound.
     let mut random = |bound: u64| random(bound).min(bound.saturating_sub(1));
-    let sample = if may_sample && context.algorithm == Algorithm::LeastRequest && context.panic_percent == 0 {
+    let is_plain = context.panic_percent == 0 && context.warming.is_none();
+    let sample = if may_sample && context.algorithm == Algorithm::LeastRequest && is_plain {
         least_request::sample(endpoints, context.avoid, &mut random)
     } else {
         None
     };
-    let usable = sample.unwrap_or_else(|| usable_of(endpoints, context));
-    let picked = match (usable.as_slice(), context.algorithm) {
+    let mut usable = sample.unwrap_or_else(|| usable_of(endpoints, context));
+    choose(endpoints, &mut usable, context, random).ok_or(NoEndpoint::NoneUsable)
+}
+
+/// One of those that take part.
+fn choose<C: Candidate>(
+    endpoints: &[C],
+    usable: &mut Usable,
+    context: &PickContext<'_>,
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    if let Some(warming) = context.warming
+        && matches!(context.algorithm, Algorithm::LeastRequest | Algorithm::LeastInFlight | Algorithm::RoundRobin)
+    {
+        thin(endpoints, usable, warming, &mut random);
+    }
+    match (usable.as_slice(), context.algorithm) {
         ([], _) => None,
         ([only], _) => Some(only.index),
         (usable, Algorithm::LeastRequest) => least_request::choose(endpoints, usable, By::Latency, random),
@@ -186,18 +219,25 @@ fn pick_among<C: Candidate>(
             round_robin::choose(usable, context.cursor.fetch_add(1, Ordering::Relaxed))
         }
         (usable, Algorithm::Random | Algorithm::Passthrough) => random::choose(usable, random),
-    };
-    picked.ok_or(NoEndpoint::NoneUsable)
+    }
 }
 
 /// Everyone who takes part, by the rules in the header.
 fn usable_of<C: Candidate>(endpoints: &[C], context: &PickContext<'_>) -> Usable {
+    usable_among(endpoints.iter().enumerate(), context)
+}
+
+/// [`usable_of`] these only, with their indexes and in their order.
+fn usable_among<'e, C: Candidate + 'e>(
+    members: impl Iterator<Item = (usize, &'e C)>,
+    context: &PickContext<'_>,
+) -> Usable {
     // Each standing is read once: it may change under our eyes.
     let mut ready = Usable::new();
     let mut draining = Usable::new();
     let mut ejected: SmallVec<[Share; 8]> = SmallVec::new();
     let mut unready = 0_usize;
-    for (index, endpoint) in endpoints.iter().enumerate() {
+    for (index, endpoint) in members {
         let share = Share { index, weight: endpoint.weight().max(1) };
         match endpoint.standing() {
             Standing::Ready => ready.push(share),
@@ -311,7 +351,7 @@ mod tests {
 
         fn pick(&mut self, endpoints: &[Endpoint]) -> Result<usize, NoEndpoint> {
             let Self { algorithm, ref cursor, panic_percent, avoid, .. } = *self;
-            let context = PickContext { algorithm, cursor, panic_percent, avoid };
+            let context = PickContext { algorithm, cursor, panic_percent, avoid, warming: None };
             let random = |bound| self.rng.u64(0..bound);
             if self.is_equal { pick_equal(endpoints, &context, random) } else { pick(endpoints, &context, random) }
         }
@@ -572,7 +612,7 @@ mod tests {
             for weights in [vec![1; 3], vec![1, 2, 3], vec![1; 40]] {
                 let all = endpoints(&weights);
                 let cursor = AtomicU64::new(u64::MAX);
-                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None };
+                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
                 assert!(
                     pick(&all, &context, |_| u64::MAX).is_ok_and(|index| index < all.len()),
                     "{algorithm:?} {weights:?}"

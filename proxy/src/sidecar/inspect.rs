@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::Sidecar;
 use crate::{
     admin::AdminSource,
-    balance::keyed::TableKind,
+    balance::{Candidate as _, keyed::TableKind},
     config::view::{Health, View},
+    host,
     route::{Action, Leg},
     upstream::{Backend, BreakerCell, RouteBackend},
 };
@@ -113,6 +114,7 @@ fn view(view: &View) -> Value {
             "labels": view.node.labels,
             "default_peer_mode": format!("{:?}", view.node.default_peer_mode).to_uppercase(),
             "outbound_mode": format!("{:?}", view.node.outbound_mode),
+            "locality": view.node.locality.as_ref(),
         },
         "services": services.iter().map(|service| json!({
             "name": service.resource.as_ref(),
@@ -157,7 +159,7 @@ fn backend(backend: &Backend) -> Value {
         "retries": limits.retries.load(Ordering::Relaxed),
         "ejections": backend.state.ejections(),
         "balancing": balancing(backend),
-        "endpoints": backend.endpoints.iter().map(|endpoint| {
+        "endpoints": backend.endpoints.iter().enumerate().map(|(index, endpoint)| {
             let (idle, shared, streams) = endpoint.state.pools().iter().map(|pool| pool.counts()).fold(
                 (0, 0, 0),
                 |(idle, shared, streams), (i, s, t)| (idle + i, shared + s, streams + t),
@@ -171,6 +173,11 @@ fn backend(backend: &Backend) -> Value {
                     Health::Unready => "unready",
                 },
                 "ejected": endpoint.state.is_ejected(),
+                "locality": endpoint.config.locality.as_ref(),
+                "group": backend.arrangement.as_ref().and_then(|arrangement| arrangement.group_of(index)),
+                "warmup": backend.policy.warmup.as_ref().map(|warmup| {
+                    endpoint.age(host::now()).map_or(1.0, |age| warmup.factor(age))
+                }),
                 "in_flight": endpoint.state.load.in_flight.load(Ordering::Relaxed),
                 "latency_ms": endpoint.state.load.latency.load(Ordering::Relaxed) as f64 / 1e6,
                 "idle_connections": idle,
@@ -183,6 +190,14 @@ fn backend(backend: &Backend) -> Value {
 
 /// How an endpoint is chosen, in the words of the configuration.
 fn balancing(backend: &Backend) -> Value {
+    let mut value = choosing(backend);
+    if let Some(arrangement) = &backend.arrangement {
+        value["groups"] = arrangement.word().into();
+    }
+    value
+}
+
+fn choosing(backend: &Backend) -> Value {
     match (&backend.policy.hash, &backend.affinity) {
         (Some(policy), Some(affinity)) => json!({
             "key": policy.key.to_string(),

@@ -18,7 +18,7 @@ use super::{
     endpoint::{Endpoint, EndpointKey, EndpointState},
 };
 use crate::{
-    balance::{self, NoEndpoint, PickContext, keyed::Table},
+    balance::{self, NoEndpoint, PickContext, arranged::Arrangement, keyed::Table, warmup::Warming},
     config::view::Policy,
     failure::Reason,
     host,
@@ -41,6 +41,8 @@ pub struct Backend {
     pub ejection: Option<Arc<EjectionPolicy>>,
     /// Consistent hashing; `None`: each pick stands alone.
     pub affinity: Option<Box<Affinity>>,
+    /// Endpoints by how near they are; `None`: all alike.
+    pub arrangement: Option<Arc<Arrangement>>,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub connect_timeout: Duration,
     /// Labels for requests that reach no endpoint.
@@ -129,10 +131,15 @@ impl Backend {
             cursor: &self.state.cursor,
             panic_percent: self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent),
             avoid,
+            warming: self.policy.warmup.as_ref().map(|policy| Warming { policy, now: host::now() }),
         };
-        let picked = match (&self.affinity, key) {
-            (Some(affinity), Some(key)) => balance::pick_keyed(&self.endpoints, &context, &affinity.table, key),
-            _ => balance::pick(&self.endpoints, &context, host::random_below),
+        let keyed = self.affinity.as_ref().zip(key).map(|(affinity, key)| (&*affinity.table, key));
+        let picked = match (&self.arrangement, keyed) {
+            (None, None) => balance::pick(&self.endpoints, &context, host::random_below),
+            (None, Some((table, key))) => balance::pick_keyed(&self.endpoints, &context, table, key),
+            (Some(arrangement), keyed) => {
+                balance::pick_arranged(&self.endpoints, &context, arrangement, keyed, host::random_below)
+            }
         };
         let index = match picked {
             Ok(index) => index,

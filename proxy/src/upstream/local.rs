@@ -72,6 +72,7 @@ impl Applications {
             policy,
             ejection: None,
             affinity: None,
+            arrangement: None,
             endpoints: vec![Arc::new(endpoint)],
             connect_timeout: CONNECT,
             labels,

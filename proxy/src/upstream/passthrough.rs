@@ -170,6 +170,7 @@ impl Outside {
             policy,
             ejection: None,
             affinity: None,
+            arrangement: None,
             endpoints,
             connect_timeout: CONNECT,
             labels,

@@ -125,6 +125,7 @@ fn view(services: &[Arc<Service>]) -> Arc<View> {
         outbound_mode: OutboundMode::AllowAny,
         domain_suffix: "cluster.local".into(),
         connect_timeout: Duration::from_secs(3),
+        locality: "eu/a".into(),
     };
     let services = services.iter().map(|service| (Arc::clone(&service.resource), Arc::clone(service))).collect();
     Arc::new(View { generation: 1, node: Arc::new(node), services })

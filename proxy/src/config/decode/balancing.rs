@@ -1,13 +1,15 @@
-//! Checks how a backend chooses among its endpoints: consistent hashing.
+//! Checks how a backend chooses among its endpoints: consistent hashing, locality, slow start.
 
 use http::HeaderName;
 use outrigger_proto::mesh::{self, consistent_hash};
 
-use super::{Checked, Fault, In, duration, named, refuse};
+use super::{Checked, Fault, In, check_name, duration, each, named, percent, refuse};
 use crate::balance::{
     key::{CookieKey, HashPolicy, KeySource},
     keyed::TableKind,
+    locality::{Distribution, LocalityPolicy, Pattern, Preference},
     maglev, ring,
+    warmup::Warmup,
 };
 
 /// Bytes of a cookie's path.
@@ -44,6 +46,46 @@ pub(super) fn hash(hash: &mesh::ConsistentHash) -> Checked<HashPolicy> {
         }
     };
     Ok(HashPolicy { key, table })
+}
+
+pub(super) fn locality(locality: &mesh::LocalityPreference) -> Checked<LocalityPolicy> {
+    if locality.distribute.is_empty() {
+        let labels = each("failover_priority", &locality.failover_priority, |wanted| {
+            let (key, value) =
+                wanted.split_once('=').map_or((wanted.as_str(), None), |(key, value)| (key, Some(value)));
+            check_name(key)?;
+            Ok(Preference { key: key.into(), value: value.map(Into::into) })
+        })?;
+        return Ok(LocalityPolicy::Failover { regions: locality.failover.clone(), labels });
+    }
+    if !locality.failover.is_empty() || !locality.failover_priority.is_empty() {
+        return refuse("excludes failover and failover_priority").in_field("distribute");
+    }
+    let pattern = |text: &str| {
+        if Pattern::is_valid(text) {
+            Ok(Pattern(text.into()))
+        } else {
+            refuse(format!("\"{text}\" is no pattern of localities"))
+        }
+    };
+    let entries = each("distribute", &locality.distribute, |entry| {
+        let to = entry.to.iter().map(|(to, weight)| Ok((pattern(to).in_field("to")?, *weight)));
+        Ok(Distribution { from: pattern(&entry.from).in_field("from")?, to: to.collect::<Checked<_>>()? })
+    })?;
+    Ok(LocalityPolicy::Distribute(entries))
+}
+
+pub(super) fn warmup(warmup: &mesh::Warmup) -> Checked<Warmup> {
+    let Some(duration) = duration(warmup.duration.as_ref()).in_field("duration")? else {
+        return refuse("is missing").in_field("duration");
+    };
+    let aggression = match warmup.aggression {
+        0.0 => 1.0,
+        aggression if (1.0..=1e6).contains(&aggression) => aggression,
+        other => return refuse(format!("{other} is not between 1 and 1,000,000")).in_field("aggression"),
+    };
+    let minimum_percent = percent(warmup.minimum_percent).in_field("minimum_percent")?.unwrap_or(10.0);
+    Ok(Warmup { duration, minimum_percent, aggression })
 }
 
 fn cookie(cookie: &mesh::HashCookie) -> Checked<CookieKey> {

@@ -67,6 +67,14 @@ fn policy(policy: &mesh::Policy) -> Checked<Policy> {
             Err(_) => return unknown(policy.load_balancer).in_field("load_balancer"),
         },
         hash,
+        locality: match &policy.locality {
+            Some(locality) => Some(Arc::new(balancing::locality(locality).in_field("locality")?)),
+            None => None,
+        },
+        warmup: match &policy.warmup {
+            Some(warmup) => Some(balancing::warmup(warmup).in_field("warmup")?),
+            None => None,
+        },
         limits: limits(policy.pool.as_ref()),
         connect_timeout: wait(&pool.connect_timeout, "connect_timeout")?,
         max_requests_per_connection: pool.max_requests_per_connection,

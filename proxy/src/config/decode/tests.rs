@@ -116,6 +116,17 @@ fn hashing(change: impl FnOnce(&mut mesh::ConsistentHash)) -> BackendPolicy {
     base(|policy| policy.consistent_hash = Some(hash))
 }
 
+fn distributing(from: &str, to: &str, label: Option<&str>) -> BackendPolicy {
+    let entry = mesh::LocalityShares { from: from.into(), to: [(to.to_owned(), 100)].into() };
+    let failover_priority = label.map(Into::into).into_iter().collect();
+    let locality = mesh::LocalityPreference { distribute: vec![entry], failover_priority, ..Default::default() };
+    base(|policy| policy.locality = Some(locality))
+}
+
+fn warming(duration: i64, minimum_percent: f64, aggression: f64) -> BackendPolicy {
+    base(|policy| policy.warmup = Some(mesh::Warmup { duration: seconds(duration), minimum_percent, aggression }))
+}
+
 fn cookie(name: &str, path: &str, ttl: i64) -> Option<Key> {
     Some(Key::Cookie(mesh::HashCookie { name: name.into(), path: path.into(), ttl: seconds(ttl) }))
 }
@@ -270,6 +281,21 @@ fn wrong() -> Vec<Case> {
             base(|p| p.pool = Some(mesh::ConnectionPool { connect_timeout: seconds(-5), ..Default::default() })),
             "base.pool.connect_timeout",
         ),
+        policies(distributing("eu//a", "eu", None), "base.locality.distribute[0].from"),
+        policies(distributing("eu", "*/a", None), "base.locality.distribute[0].to"),
+        policies(distributing("eu", "us", Some("zone")), "base.locality.distribute"),
+        policies(
+            base(|p| {
+                p.locality =
+                    Some(mesh::LocalityPreference { failover_priority: vec!["=v1".into()], ..Default::default() })
+            }),
+            "base.locality.failover_priority[0]",
+        ),
+        policies(warming(0, 0.0, 0.0), "base.warmup.duration"),
+        policies(warming(-1, 0.0, 0.0), "base.warmup.duration"),
+        policies(warming(1, 101.0, 0.0), "base.warmup.minimum_percent"),
+        policies(warming(1, 10.0, 0.5), "base.warmup.aggression"),
+        policies(warming(1, 10.0, f64::NAN), "base.warmup.aggression"),
         policies(hashing(|hash| hash.key = None), "base.consistent_hash"),
         policies(hashing(|hash| hash.key = Some(Key::Header("a b".into()))), "base.consistent_hash.header"),
         policies(hashing(|hash| hash.key = Some(Key::SourceIp(false))), "base.consistent_hash.source_ip"),
