@@ -177,7 +177,7 @@ fn routes(number: u32, timeout_seconds: i64) -> (Arc<str>, Bytes) {
     let rule = mesh::HttpRule {
         name: format!("bench/s{number}/0"),
         timeout: Some(prost_types::Duration { seconds: timeout_seconds, nanos: 0 }),
-        action: Some(mesh::http_rule::Action::Split(mesh::Split { arms: vec![arm] })),
+        action: Some(mesh::http_rule::Action::Split(mesh::Split { arms: vec![arm], sticky: None })),
         ..Default::default()
     };
     let table = mesh::RouteTable { http: vec![rule], ..Default::default() };

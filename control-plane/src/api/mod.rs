@@ -11,6 +11,7 @@ pub mod istio;
 mod kinds;
 pub mod load_balancer;
 mod node;
+mod sticky;
 pub(crate) mod values;
 
 use std::{

@@ -5,7 +5,7 @@
 
 use outrigger_proto::{
     kind::Kind,
-    mesh::{BackendPolicy, Breaker, LoadBalancer, LocalityPreference, Policy, RouteTable},
+    mesh::{BackendPolicy, Breaker, LoadBalancer, LocalityPreference, Policy, RouteTable, http_rule},
 };
 use prost::Message as _;
 
@@ -13,6 +13,7 @@ use crate::compile::Resource;
 
 /// Features that the resource needs beyond `core/v1`.
 pub fn needed(resource: &Resource) -> Vec<&'static str> {
+    let mut is_sticky = false;
     let (breakers, policies): (Vec<Breaker>, Vec<Policy>) = match resource.kind {
         Kind::BackendPolicy => BackendPolicy::decode(resource.bytes.clone()).map_or_else(
             |_| Default::default(),
@@ -24,7 +25,12 @@ pub fn needed(resource: &Resource) -> Vec<&'static str> {
         ),
         Kind::RouteTable => RouteTable::decode(resource.bytes.clone()).map_or_else(
             |_| Default::default(),
-            |table| (table.http.into_iter().filter_map(|rule| rule.breaker).collect(), Vec::new()),
+            |table| {
+                is_sticky = table.http.iter().any(
+                    |rule| matches!(&rule.action, Some(http_rule::Action::Split(split)) if split.sticky.is_some()),
+                );
+                (table.http.into_iter().filter_map(|rule| rule.breaker).collect(), Vec::new())
+            },
         ),
         _ => Default::default(),
     };
@@ -48,15 +54,29 @@ pub fn needed(resource: &Resource) -> Vec<&'static str> {
     if policies.iter().any(|p| p.warmup.is_some()) {
         needed.push("warmup/v1");
     }
+    if is_sticky {
+        needed.push("sticky-split/v1");
+    }
     needed
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use outrigger_proto::mesh::{ConsistentHash, Fallback, Warmup};
+    use outrigger_proto::mesh::{ConsistentHash, Fallback, HttpRule, Split, Sticky, Warmup};
 
     use super::*;
+
+    fn resource(kind: Kind, bytes: Vec<u8>) -> Resource {
+        Resource {
+            kind,
+            name: "x".into(),
+            aliases: Vec::new(),
+            version: "1".into(),
+            bytes: Bytes::from(bytes),
+            origins: Vec::new(),
+        }
+    }
 
     #[test]
     fn what_a_policy_says_needs_a_proxy_that_knows_it() {
@@ -71,6 +91,10 @@ mod tests {
         let failover = LocalityPreference { failover_priority: vec!["zone".into()], ..Default::default() };
         let written = Policy { locality: Some(failover), ..Default::default() };
         let warmup = Policy { warmup: Some(Warmup::default()), ..Default::default() };
+        let split = Split { sticky: Some(Sticky::default()), ..Default::default() };
+        let rule = HttpRule { action: Some(http_rule::Action::Split(split)), ..Default::default() };
+        let table = RouteTable { http: vec![rule], ..Default::default() };
+        assert_eq!(needed(&resource(Kind::RouteTable, table.encode_to_vec())), ["sticky-split/v1"]);
         for (policy, expected) in [
             (plain, vec![]),
             (breaker, vec!["breaker/v1"]),
@@ -82,14 +106,7 @@ mod tests {
             (warmup, vec!["warmup/v1"]),
         ] {
             let policy = BackendPolicy { base: Some(policy), ..Default::default() };
-            let resource = Resource {
-                kind: Kind::BackendPolicy,
-                name: "x".into(),
-                aliases: Vec::new(),
-                version: "1".into(),
-                bytes: Bytes::from(policy.encode_to_vec()),
-                origins: Vec::new(),
-            };
+            let resource = resource(Kind::BackendPolicy, policy.encode_to_vec());
             assert_eq!(needed(&resource), expected);
         }
     }

@@ -1,8 +1,8 @@
 //! Ring hash: every endpoint has points on a circle, a key belongs to the next point. Pure.
 //!
 //! Built when endpoints change, never on the request path. How many points an endpoint has depends on its weight and not on how many others there
-//! are, so that one that comes or goes moves its own keys only (Envoy divides a fixed number of points by the endpoints, which moves about
-//! as many again). Half of `minimumRingSize` for the smallest weight: two endpoints then have the minimum together, and the
+//! are, so that one that comes or goes moves its own keys only (Envoy divides a fixed number of points by the endpoints, which moves half
+//! as many again). Half of `minimumRingSize` for the greatest common part of the weights: two endpoints then have the minimum together, and the
 //! only endpoint of a backend needs no ring. Up to [`POINTS_LIMIT`] in all; beyond that all have fewer, in proportion.
 
 use super::{keyed::Member, stable_hash::hash};

@@ -130,6 +130,10 @@ fn view(view: &View) -> Value {
                         "matches": rule.matches.len(),
                         "timeout": rule.timeout.map(|timeout| format!("{timeout:?}")),
                         "retries": rule.retry.attempts,
+                        "sticky": match &rule.action {
+                            Action::Split(split) => split.sticky.as_ref().map(|sticky| sticky.key.to_string()),
+                            Action::Redirect(_) => None,
+                        },
                         "backends": match &rule.action {
                             Action::Split(split) => split.arms.iter().map(|arm| match &arm.leg {
                                 Leg::To(target) => json!({

@@ -88,7 +88,7 @@ pub(super) fn warmup(warmup: &mesh::Warmup) -> Checked<Warmup> {
     Ok(Warmup { duration, minimum_percent, aggression })
 }
 
-fn cookie(cookie: &mesh::HashCookie) -> Checked<CookieKey> {
+pub(super) fn cookie(cookie: &mesh::HashCookie) -> Checked<CookieKey> {
     // RFC 6265 §4.1.1: cookie-name is a token, and so is every header name.
     if HeaderName::from_bytes(cookie.name.as_bytes()).is_err() {
         return refuse(format!("\"{}\" is no cookie name", cookie.name)).in_field("name");

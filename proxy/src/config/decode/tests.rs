@@ -59,7 +59,7 @@ fn node(change: impl FnOnce(&mut Node)) -> Node {
 }
 
 fn rule(change: impl FnOnce(&mut HttpRule)) -> RouteTable {
-    let action = Some(Action::Split(Split { arms: Vec::new() }));
+    let action = Some(Action::Split(Split::default()));
     let mut rule = HttpRule { name: "r".to_owned(), action, ..HttpRule::default() };
     change(&mut rule);
     RouteTable { http: vec![rule], ..RouteTable::default() }
@@ -86,7 +86,7 @@ fn setting(name: &str, value: &str) -> RouteTable {
 }
 
 fn arms(arms: Vec<Arm>) -> RouteTable {
-    rule(|rule| rule.action = Some(Action::Split(Split { arms })))
+    rule(|rule| rule.action = Some(Action::Split(Split { arms, sticky: None })))
 }
 
 fn target(service: &str, port: u32) -> Arm {
@@ -125,6 +125,11 @@ fn distributing(from: &str, to: &str, label: Option<&str>) -> BackendPolicy {
 
 fn warming(duration: i64, minimum_percent: f64, aggression: f64) -> BackendPolicy {
     base(|policy| policy.warmup = Some(mesh::Warmup { duration: seconds(duration), minimum_percent, aggression }))
+}
+
+fn staying(key: Option<mesh::sticky::Key>) -> RouteTable {
+    let sticky = Some(mesh::Sticky { key, seed: String::new() });
+    rule(|rule| rule.action = Some(Action::Split(Split { arms: vec![target("s", 80)], sticky })))
 }
 
 fn cookie(name: &str, path: &str, ttl: i64) -> Option<Key> {
@@ -296,6 +301,12 @@ fn wrong() -> Vec<Case> {
         policies(warming(1, 101.0, 0.0), "base.warmup.minimum_percent"),
         policies(warming(1, 10.0, 0.5), "base.warmup.aggression"),
         policies(warming(1, 10.0, f64::NAN), "base.warmup.aggression"),
+        tables(staying(None), "http[0].split.sticky"),
+        tables(staying(Some(mesh::sticky::Key::Header(String::new()))), "http[0].split.sticky.header"),
+        tables(
+            staying(Some(mesh::sticky::Key::Cookie(mesh::HashCookie::default()))),
+            "http[0].split.sticky.cookie.name",
+        ),
         policies(hashing(|hash| hash.key = None), "base.consistent_hash"),
         policies(hashing(|hash| hash.key = Some(Key::Header("a b".into()))), "base.consistent_hash.header"),
         policies(hashing(|hash| hash.key = Some(Key::SourceIp(false))), "base.consistent_hash.source_ip"),

@@ -5,9 +5,12 @@ use http::{HeaderMap, Method, uri::Authority};
 use super::*;
 use crate::{
     balance::{
+        Candidate as _,
         key::{CookieKey, HashPolicy, KeySource},
         keyed::{Table, TableKind},
+        locality::LocalityPolicy,
     },
+    host,
     upstream::exchange::Head,
 };
 
@@ -127,4 +130,59 @@ fn an_endpoint_that_was_dialled_is_not_looked_up_in_a_table() {
         let (_, endpoint) = direct.own().backend.pick(None, Some(key)).unwrap();
         assert_eq!(endpoint.address, "10.0.0.3:8080".parse().unwrap());
     }
+}
+
+#[test]
+fn near_is_where_this_sidecar_is() {
+    // A sidecar that was moved, or learns its place late, would go on sending everything to where it was.
+    let policy = LocalityPolicy::Failover { regions: BTreeMap::new(), labels: Vec::new() };
+    let policy = Policy { locality: Some(Arc::new(policy)), ..Policy::default() };
+    let mut endpoints = three();
+    for (endpoint, locality) in endpoints.iter_mut().zip(["eu/a", "eu/b", "us/a"]) {
+        endpoint.locality = locality.into();
+    }
+    let service = Arc::new(with_policy(service("api", endpoints), policy));
+    let at = |locality: &str| {
+        let mut view = Arc::into_inner(view(&[Arc::clone(&service)])).unwrap();
+        view.node = Arc::new(Node { locality: locality.into(), ..Node::clone(&view.node) });
+        Arc::new(view)
+    };
+    let upstreams = upstreams(None);
+    let mut last = None;
+    for (locality, expected) in [("eu/b", vec![1]), ("us", vec![2]), ("", vec![0, 1, 2]), ("eu/a", vec![0])] {
+        let mesh = upstreams.join(at(locality), last.as_ref());
+        let backend = backend(&mesh, "api");
+        let reached: std::collections::BTreeSet<_> = (0..100).map(|_| backend.pick(None, None).unwrap().0).collect();
+        assert_eq!(reached.into_iter().collect::<Vec<_>>(), expected, "{locality:?}");
+        last = Some(mesh);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_out_is_new_again() {
+    // Its caches are as cold as those of an endpoint that nobody has ever seen.
+    let upstreams = upstreams(None);
+    let join = |health, last: Option<&Mesh>| {
+        let mut endpoints = three();
+        endpoints[0].health = health;
+        upstreams.join(view(&[Arc::new(service("api", endpoints))]), last)
+    };
+    let age = |mesh: &Mesh| backend(mesh, "api").endpoints[0].age(host::now()).unwrap().as_secs();
+    let first = join(Health::Ready, None);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(age(&first), 60);
+    let out = join(Health::Unready, Some(&first));
+    assert_eq!(age(&out), 60);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let back = join(Health::Ready, Some(&out));
+    assert_eq!(age(&back), 0);
+    assert_eq!(backend(&back, "api").endpoints[1].age(host::now()).unwrap().as_secs(), 120);
+    // And so is one whose ejection is over.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let policy = EjectionPolicy { consecutive_5xx: 1, ..EjectionPolicy::default() };
+    let endpoint = Arc::clone(&backend(&back, "api").endpoints[0]);
+    assert!(endpoint.state.note(&policy, Fault::ServerError, || (3, 0)));
+    tokio::time::advance(policy.base_ejection_time).await;
+    assert!(!endpoint.state.is_ejected());
+    assert_eq!(endpoint.age(host::now()).unwrap(), Duration::ZERO);
 }
