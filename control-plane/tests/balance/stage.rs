@@ -109,7 +109,7 @@ fn serve(mut io: TcpStream, name: &str, is_broken: &AtomicBool, is_slow: &Atomic
         while let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") {
             received.drain(..end + 4);
             if is_slow.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(200));
             }
             let status = if is_broken.load(Ordering::Relaxed) { "503 Service Unavailable" } else { "200 OK" };
             let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{name}", name.len());
@@ -153,7 +153,7 @@ spec:
 "
         );
         fs::write(folder.path().join("mesh.yaml"), text).unwrap();
-        let (http, tcp, admin) = (free(), free(), free());
+        let [http, tcp, admin] = free();
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
             .args(["proxy", "--static", "mesh.yaml", "--as", "shop/client", "--dev-ca", "ca", "--workers", "2"])
@@ -252,7 +252,8 @@ impl Drop for Client {
     }
 }
 
-/// An address that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Addresses that were free a moment ago, held together so that none is given twice.
+fn free() -> [SocketAddr; 3] {
+    let held: [TcpListener; 3] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    held.map(|one| one.local_addr().unwrap())
 }

@@ -21,7 +21,7 @@ pub struct Sticky {
 impl Sticky {
     /// The place of a key on a line of this length.
     pub fn point(&self, key: u64, total: u64) -> u64 {
-        let share = u128::from(hash(&key.to_le_bytes(), self.seed)) * u128::from(total) >> 64;
+        let share = (u128::from(hash(&key.to_le_bytes(), self.seed)) * u128::from(total)) >> 64;
         u64::try_from(share).unwrap_or(0)
     }
 
