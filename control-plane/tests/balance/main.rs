@@ -3,6 +3,7 @@
 
 mod canary;
 mod examples;
+mod grpc;
 mod hashing;
 mod locality;
 mod simple;

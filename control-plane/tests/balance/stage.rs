@@ -71,6 +71,18 @@ impl Application {
         Self { name: name.to_owned(), broken, slow, address, further: further.to_owned(), labels: labels.to_owned() }
     }
 
+    /// One that the test serves itself.
+    pub fn at(name: &str, address: SocketAddr) -> Self {
+        Self {
+            name: name.to_owned(),
+            broken: Arc::default(),
+            slow: Arc::default(),
+            address,
+            further: String::new(),
+            labels: String::new(),
+        }
+    }
+
     pub fn is_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::Relaxed);
     }

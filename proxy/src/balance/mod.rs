@@ -248,8 +248,7 @@ fn usable_among<'e, C: Candidate + 'e>(
     }
 
     let counted = ready.len() + ejected.len() + unready;
-    let is_panic = (ready.len() as u128) * 100 < u128::from(context.panic_percent.min(100)) * (counted as u128);
-    if is_panic && !ejected.is_empty() {
+    if is_panic(ready.len(), counted, context.panic_percent) && !ejected.is_empty() {
         ready.extend(ejected);
         ready.sort_unstable_by_key(|share| share.index);
     }
@@ -261,6 +260,18 @@ fn usable_among<'e, C: Candidate + 'e>(
         usable.retain(|share| share.index != avoid);
     }
     usable
+}
+
+/// Whether so few are ready that those put aside count as ready.
+fn is_panic(ready: usize, counted: usize, panic_percent: u32) -> bool {
+    (ready as u128) * 100 < u128::from(panic_percent.min(100)) * (counted as u128)
+}
+
+/// Whether all endpoints together are below the panic threshold; for the operator.
+pub fn in_panic<C: Candidate>(endpoints: &[C], panic_percent: u32) -> bool {
+    let count = |wanted: Standing| endpoints.iter().filter(|endpoint| endpoint.standing() == wanted).count();
+    let ready = count(Standing::Ready);
+    is_panic(ready, ready + count(Standing::Ejected) + count(Standing::Unready), panic_percent)
 }
 
 /// The weight that all have in common, if they have.
@@ -635,6 +646,7 @@ mod tests {
             let count = |letter| letters.matches(letter).count();
             let (ready, others) = (count('R'), count('U') + count('E'));
             let is_panic = ready * 100 < panic_percent.min(100) as usize * (ready + others);
+            prop_assert_eq!(in_panic(&all, panic_percent), is_panic);
             let allowed: Vec<usize> = letters.char_indices().filter(|(_, letter)| match letter {
                 'R' => true,
                 'E' => is_panic,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Sidecar;
 use crate::{
     admin::AdminSource,
-    balance::{Candidate as _, keyed::TableKind},
+    balance::{self, Candidate as _, keyed::TableKind},
     config::view::{Health, View},
     host,
     route::{Action, Leg},
@@ -163,6 +163,7 @@ fn backend(backend: &Backend) -> Value {
         "retries": limits.retries.load(Ordering::Relaxed),
         "ejections": backend.state.ejections(),
         "balancing": balancing(backend),
+        "panic": balance::in_panic(&backend.endpoints, backend.panic_percent()),
         "endpoints": backend.endpoints.iter().enumerate().map(|(index, endpoint)| {
             let (idle, shared, streams) = endpoint.state.pools().iter().map(|pool| pool.counts()).fold(
                 (0, 0, 0),

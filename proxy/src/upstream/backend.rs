@@ -129,7 +129,7 @@ impl Backend {
         let context = PickContext {
             algorithm: self.policy.algorithm,
             cursor: &self.state.cursor,
-            panic_percent: self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent),
+            panic_percent: self.panic_percent(),
             avoid,
             warming: self.policy.warmup.as_ref().map(|policy| Warming { policy, now: host::now() }),
         };
@@ -148,6 +148,11 @@ impl Backend {
         };
         let endpoint = self.endpoints.get(index).ok_or(Reason::Internal)?;
         Ok((index, endpoint))
+    }
+
+    /// Below this share of ready endpoints those put aside are used too; 0: never.
+    pub fn panic_percent(&self) -> u32 {
+        self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent)
     }
 
     /// Tells ejection how a try ended; true when it put the endpoint aside.

@@ -5,10 +5,11 @@ use http::{HeaderMap, Method, uri::Authority};
 use super::*;
 use crate::{
     balance::{
-        Candidate as _,
+        Algorithm, Candidate as _,
         key::{CookieKey, HashPolicy, KeySource},
         keyed::{Table, TableKind},
         locality::LocalityPolicy,
+        warmup::Warmup,
     },
     host,
     upstream::exchange::Head,
@@ -185,4 +186,56 @@ async fn who_was_out_is_new_again() {
     tokio::time::advance(policy.base_ejection_time).await;
     assert!(!endpoint.state.is_ejected());
     assert_eq!(endpoint.age(host::now()).unwrap(), Duration::ZERO);
+}
+
+#[test]
+fn p11_nobody_is_picked_after_it_left() {
+    // A pod that is gone and still gets requests is an error for a user each time.
+    let hash = |table| {
+        let hash = HashPolicy { key: by_header(), table };
+        Policy { hash: Some(Arc::new(hash)), ..Policy::default() }
+    };
+    let near = LocalityPolicy::Failover { regions: BTreeMap::new(), labels: Vec::new() };
+    let warmup = Warmup { duration: Duration::from_secs(3600), minimum_percent: 10.0, aggression: 1.0 };
+    let policies = [
+        Policy::default(),
+        Policy { algorithm: Algorithm::LeastInFlight, warmup: Some(warmup), ..Policy::default() },
+        Policy { algorithm: Algorithm::RoundRobin, ..Policy::default() },
+        hash(TableKind::Ring { minimum_size: 64 }),
+        hash(TableKind::Maglev { size: 101 }),
+        Policy { locality: Some(Arc::new(near.clone())), ..Policy::default() },
+        Policy { locality: Some(Arc::new(near)), ..hash(TableKind::Maglev { size: 101 }) },
+    ];
+    let mut random = fastrand::Rng::with_seed(11);
+    for policy in policies {
+        let upstreams = upstreams(None);
+        let mut last: Option<Mesh> = None;
+        for _ in 0..150 {
+            let endpoints: Vec<_> = (1..=random.usize(1..12))
+                .filter_map(|number| {
+                    let mut one = named(&format!("pod-{number}"), &format!("10.0.0.{number}"));
+                    one.locality = ["eu/a", "eu/b", "us", ""][random.usize(..4)].into();
+                    one.weight = random.u32(1..4);
+                    one.health = [Health::Ready, Health::Ready, Health::Draining, Health::Unready][random.usize(..4)];
+                    random.bool().then_some(one)
+                })
+                .collect();
+            let any = |health| endpoints.iter().any(|one: &view::Endpoint| one.health == health);
+            let usable = if any(Health::Ready) { Health::Ready } else { Health::Draining };
+            let nobody = if endpoints.is_empty() { Reason::NoEndpoints } else { Reason::NoHealthyEndpoint };
+            let expected: std::collections::BTreeSet<_> =
+                endpoints.iter().filter(|one| one.health == usable).map(|one| one.address).collect();
+            let service = Arc::new(with_policy(service("api", endpoints), policy.clone()));
+            let mesh = upstreams.join(view(&[service]), last.as_ref());
+            let backend = backend(&mesh, "api");
+            for _ in 0..100 {
+                let key = random.bool().then(|| random.u64(..));
+                match backend.pick(None, key) {
+                    Ok((_, endpoint)) => assert!(expected.contains(&endpoint.address.ip()), "{policy:?}"),
+                    Err(reason) => assert!(expected.is_empty() && reason == nobody, "{policy:?}: {reason:?}"),
+                }
+            }
+            last = Some(mesh);
+        }
+    }
 }
