@@ -187,12 +187,11 @@ fn pick_among<C: Candidate>(
     }
     // Whatever the caller's source gives, the algorithms may rely on the bound.
     let mut random = |bound: u64| random(bound).min(bound.saturating_sub(1));
-    let is_plain = context.panic_percent == 0 && context.warming.is_none();
-    let sample = if may_sample && context.algorithm == Algorithm::LeastRequest && is_plain {
-        least_request::sample(endpoints, context.avoid, &mut random)
-    } else {
-        None
-    };
+    let is_sampled = may_sample
+        && context.algorithm == Algorithm::LeastRequest
+        && context.panic_percent == 0
+        && context.warming.is_none();
+    let sample = if is_sampled { least_request::sample(endpoints, context.avoid, &mut random) } else { None };
     let mut usable = sample.unwrap_or_else(|| usable_of(endpoints, context));
     choose(endpoints, &mut usable, context, random).ok_or(NoEndpoint::NoneUsable)
 }
@@ -247,8 +246,7 @@ fn usable_among<'e, C: Candidate + 'e>(
         }
     }
 
-    let counted = ready.len() + ejected.len() + unready;
-    if is_panic(ready.len(), counted, context.panic_percent) && !ejected.is_empty() {
+    if !ejected.is_empty() && is_panic(ready.len(), ready.len() + ejected.len() + unready, context.panic_percent) {
         ready.extend(ejected);
         ready.sort_unstable_by_key(|share| share.index);
     }
