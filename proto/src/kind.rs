@@ -40,4 +40,13 @@ pub const REFUSAL_TYPE_URL: &str = "type.googleapis.com/outrigger.mesh.v1.Refusa
 /// What a client of this version understands, listed on connect.
 ///
 /// A word is added whenever a field is added whose absence would change meaning.
-pub const FEATURES: &[&str] = &["core/v1", "breaker/v1", "fallback/v1"];
+pub const FEATURES: &[&str] = &[
+    "core/v1",
+    "breaker/v1",
+    "fallback/v1",
+    "consistent-hash/v1",
+    "least-in-flight/v1",
+    "locality/v1",
+    "warmup/v1",
+    "sticky-split/v1",
+];

@@ -103,7 +103,13 @@ fn endpoints(count: u32) -> Vec<Endpoint> {
 #[divan::bench(args = SIZES)]
 fn pick_least_request(bencher: Bencher<'_, '_>, count: u32) {
     let (endpoints, cursor) = (endpoints(count), AtomicU64::new(0));
-    let context = PickContext { algorithm: Algorithm::LeastRequest, cursor: &cursor, panic_percent: 0, avoid: None };
+    let context = PickContext {
+        algorithm: Algorithm::LeastRequest,
+        cursor: &cursor,
+        panic_percent: 0,
+        avoid: None,
+        warming: None,
+    };
     bencher.bench_local(|| pick_equal(black_box(&endpoints), &context, |bound| fastrand::u64(..bound)).unwrap());
 }
 
@@ -111,7 +117,8 @@ fn pick_least_request(bencher: Bencher<'_, '_>, count: u32) {
 #[divan::bench(args = [1, 100])]
 fn pick_weighted(bencher: Bencher<'_, '_>, count: u32) {
     let (endpoints, cursor) = (endpoints(count), AtomicU64::new(0));
-    let context = PickContext { algorithm: Algorithm::RoundRobin, cursor: &cursor, panic_percent: 0, avoid: None };
+    let context =
+        PickContext { algorithm: Algorithm::RoundRobin, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
     bencher.bench_local(|| pick(black_box(&endpoints), &context, |bound| fastrand::u64(..bound)).unwrap());
 }
 
@@ -170,7 +177,7 @@ fn routes(number: u32, timeout_seconds: i64) -> (Arc<str>, Bytes) {
     let rule = mesh::HttpRule {
         name: format!("bench/s{number}/0"),
         timeout: Some(prost_types::Duration { seconds: timeout_seconds, nanos: 0 }),
-        action: Some(mesh::http_rule::Action::Split(mesh::Split { arms: vec![arm] })),
+        action: Some(mesh::http_rule::Action::Split(mesh::Split { arms: vec![arm], sticky: None })),
         ..Default::default()
     };
     let table = mesh::RouteTable { http: vec![rule], ..Default::default() };

@@ -67,7 +67,13 @@ pub struct Worker {
 impl Worker {
     /// What this worker lends to everything it carries.
     pub fn carrier(&self, direction: Direction) -> Carrier<'_> {
-        Carrier { worker: self.index, direction, dialer: &self.residents.dialer, telemetry: &self.telemetry }
+        Carrier {
+            worker: self.index,
+            direction,
+            dialer: &self.residents.dialer,
+            telemetry: &self.telemetry,
+            source: None,
+        }
     }
 }
 

@@ -14,7 +14,12 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, StatusCode, Version, request::Parts, uri::Authority};
 use outrigger_proxy::{
-    balance::{Algorithm, Candidate, Cost, PickContext, Standing, pick, pick_equal},
+    balance::{
+        Algorithm, Candidate, Cost, PickContext, Standing,
+        keyed::{Member, Table, TableKind},
+        pick, pick_equal, pick_keyed,
+        stable_hash::hash,
+    },
     http::{
         http1::{
             head::{self, HeadLimits, Scan},
@@ -140,7 +145,7 @@ fn picking(steps: &mut Steps) {
             name,
             Box::new(move || {
                 let algorithm = Algorithm::LeastRequest;
-                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None };
+                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
                 black_box(pick_equal(black_box(&endpoints), &context, |bound| random.u64(..bound)).unwrap());
             }),
         ));
@@ -151,10 +156,35 @@ fn picking(steps: &mut Steps) {
         "pick one of 100 endpoints by weight",
         Box::new(move || {
             let algorithm = Algorithm::RoundRobin;
-            let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None };
+            let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
             black_box(pick(black_box(&endpoints), &context, |bound| random.u64(..bound)).unwrap());
         }),
     ));
+}
+
+/// An endpoint by key: a look into a table, however many there are.
+fn hashing(steps: &mut Steps) {
+    let names: Vec<String> = (0..100).map(|number| format!("shop/api-{number}")).collect();
+    let members: Vec<_> = names.iter().map(|id| Member { id, weight: 1 }).collect();
+    for (kind, name) in [
+        (TableKind::Ring { minimum_size: 1024 }, "find one of 100 endpoints on a ring"),
+        (TableKind::Maglev { size: 65_537 }, "find one of 100 endpoints in a Maglev table"),
+    ] {
+        let table = Table::build(kind, &members);
+        let endpoints: Vec<Endpoint> = (0..100).map(|_| Endpoint(1.0)).collect();
+        let cursor = AtomicU64::new(0);
+        let mut user = 0_u64;
+        steps.push((
+            name,
+            Box::new(move || {
+                let algorithm = Algorithm::Random;
+                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
+                user += 1;
+                let key = hash(&user.to_le_bytes(), 0);
+                black_box(pick_keyed(black_box(&endpoints), &context, &table, key).unwrap());
+            }),
+        ));
+    }
 }
 
 fn reading_and_writing(steps: &mut Steps) {
@@ -216,6 +246,7 @@ fn steps() -> Steps {
     let mut steps = Vec::new();
     matching(&mut steps);
     picking(&mut steps);
+    hashing(&mut steps);
     reading_and_writing(&mut steps);
     steps
 }

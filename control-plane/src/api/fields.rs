@@ -198,15 +198,20 @@ impl<'a> Field<'a> {
 
     /// A share in percent, 0 to 100.
     pub(crate) fn percent(&self) -> Option<f64> {
+        self.real(0.0, 100.0, "a percentage")
+    }
+
+    /// A number that need not be whole, within bounds; `noun` is what it is called when it is not.
+    pub(crate) fn real(&self, low: f64, high: f64, noun: &str) -> Option<f64> {
         let Value::Number(number) = &self.node.value else {
             self.wrong_type("a number");
             return None;
         };
-        let share = number.as_f64().filter(|share| (0.0..=100.0).contains(share));
-        if share.is_none() {
-            self.problem(&codes::OUT_OF_RANGE, format!("{number} is not a percentage from 0 to 100"));
+        let real = number.as_f64().filter(|real| (low..=high).contains(real));
+        if real.is_none() {
+            self.problem(&codes::OUT_OF_RANGE, format!("{number} is not {noun} from {low} to {high}"));
         }
-        share
+        real
     }
 
     pub(crate) fn address(&self) -> Option<IpAddr> {

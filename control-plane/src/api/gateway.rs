@@ -3,7 +3,7 @@
 //! Also judges what the published schema's rules judge, because standalone no API server does.
 
 use outrigger_proto::mesh::{
-    HeaderEdit, HeaderValue, NamedMatch, PathMatch, PathRewrite, Redirect, RequestMatch, Retry, StringMatch,
+    HeaderEdit, HeaderValue, NamedMatch, PathMatch, PathRewrite, Redirect, RequestMatch, Retry, Sticky, StringMatch,
     UrlRewrite, path_match, path_rewrite, string_match,
 };
 use prost_types::Duration;
@@ -12,6 +12,7 @@ use super::{
     Problem, Spec,
     fields::{Field, Fields, Place},
     kinds::Header,
+    sticky,
     values::{self, DurationStyle},
 };
 use crate::validate::codes;
@@ -60,6 +61,8 @@ pub struct HttpRoute {
     /// Where `hostnames` stands, if it does.
     pub hostnames: Option<Place>,
     pub rules: Vec<HttpRule>,
+    /// How weighted backends know their users; without its seed.
+    pub sticky: Option<Sticky>,
 }
 
 /// One rule of an HTTPRoute.
@@ -156,7 +159,8 @@ fn rule_name(fields: &mut Fields<'_>, seen: &mut Vec<String>) -> Option<String> 
 }
 
 pub(super) fn http_route(root: &mut Fields<'_>, header: &Header<'_>) -> Option<Spec> {
-    let mut spec = root.require("spec")?.object()?;
+    let spec_field = root.require("spec")?;
+    let mut spec = spec_field.object()?;
     let parents = parents(&mut spec, header);
     let hostnames = spec.get("hostnames").filter(|field| !field.items().is_empty()).map(|field| field.place());
     spec.not_supported(&["useDefaultGateways"], "it has no effect");
@@ -182,7 +186,8 @@ pub(super) fn http_route(root: &mut Fields<'_>, header: &Header<'_>) -> Option<S
         );
     }
     spec.finish();
-    Some(Spec::HttpRoute(HttpRoute { parents, hostnames, rules }))
+    let sticky = sticky::read(header, &spec_field);
+    Some(Spec::HttpRoute(HttpRoute { parents, hostnames, rules, sticky }))
 }
 
 fn http_rule(field: &Field<'_>, header: &Header<'_>, names: &mut Vec<String>) -> Option<HttpRule> {

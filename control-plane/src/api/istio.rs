@@ -5,13 +5,14 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use outrigger_proto::mesh::{ConnectionPool, LoadBalancer, OutlierDetection, PeerKind, PeerMode, Protocol, TlsMode};
+use outrigger_proto::mesh::{ConnectionPool, OutlierDetection, PeerKind, PeerMode, Protocol, TlsMode};
 
 use super::{
     Problem, Spec,
     core::peer_of,
     fields::{Field, Fields, Place},
     kinds::Header,
+    load_balancer::{self, LoadBalancing},
     values::{self, DurationStyle},
 };
 use crate::{model::protocol, validate::codes};
@@ -19,7 +20,7 @@ use crate::{model::protocol, validate::codes};
 /// The blocks of a traffic policy; `None` where nothing is written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrafficPolicy {
-    pub load_balancer: Option<LoadBalancer>,
+    pub load_balancer: Option<LoadBalancing>,
     pub pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
     pub tls: Option<TlsMode>,
@@ -178,7 +179,7 @@ fn is_host_pattern(host: &str) -> bool {
 }
 
 fn traffic_policy(mut fields: Fields<'_>, with_ports: bool) -> TrafficPolicy {
-    let load_balancer = fields.object("loadBalancer").and_then(load_balancer);
+    let load_balancer = fields.object("loadBalancer").map(load_balancer::read);
     let pool = fields.object("connectionPool").map(connection_pool);
     let outlier_detection = fields.object("outlierDetection").map(outlier_detection);
     let tls = fields.object("tls").and_then(tls);
@@ -206,25 +207,6 @@ fn traffic_policy(mut fields: Fields<'_>, with_ports: bool) -> TrafficPolicy {
     fields.not_supported(&["tunnel", "proxyProtocol", "retryBudget"], UNUSED);
     fields.finish();
     TrafficPolicy { load_balancer, pool, outlier_detection, tls, ports }
-}
-
-fn load_balancer(mut fields: Fields<'_>) -> Option<LoadBalancer> {
-    let simple = fields.get("simple").and_then(|field| {
-        field.word(&[
-            ("UNSPECIFIED", LoadBalancer::LeastRequest),
-            ("LEAST_REQUEST", LoadBalancer::LeastRequest),
-            ("LEAST_CONN", LoadBalancer::LeastRequest),
-            ("ROUND_ROBIN", LoadBalancer::RoundRobin),
-            ("RANDOM", LoadBalancer::Random),
-            ("PASSTHROUGH", LoadBalancer::Passthrough),
-        ])
-    });
-    fields.not_supported(
-        &["consistentHash", "localityLbSetting", "zoneAwareLbSetting", "warmup", "warmupDurationSecs"],
-        "requests are balanced by simple, or least request",
-    );
-    fields.finish();
-    simple
 }
 
 fn connection_pool(mut fields: Fields<'_>) -> ConnectionPool {

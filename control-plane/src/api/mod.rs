@@ -9,7 +9,9 @@ mod fields;
 pub mod gateway;
 pub mod istio;
 mod kinds;
+pub mod load_balancer;
 mod node;
+mod sticky;
 pub(crate) mod values;
 
 use std::{

@@ -48,6 +48,7 @@ pub fn node(mesh: &Mesh, workload: &RegisteredWorkload) -> Resource {
         outbound_mode: OutboundMode::AllowAny.into(),
         domain_suffix: mesh.settings.domain_suffix.clone(),
         connect_timeout: Some(prost_types::Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
+        locality: workload.locality.clone(),
     };
     encode(Kind::Node, &workload.uid, Vec::new(), &message, &origins)
 }

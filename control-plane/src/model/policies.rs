@@ -16,6 +16,7 @@ use crate::{
     api::{
         Object, Spec,
         istio::{DestinationRule, TrafficPolicy},
+        load_balancer::LocalitySetting,
     },
     validate::{Problem, codes},
 };
@@ -132,12 +133,11 @@ fn plain() -> Policy {
 fn policy(rules: &[Rule<'_>], port: u16, breaker: Option<&(Breaker, Origin)>, passthrough: bool) -> BackendPolicy {
     let mut origins: Vec<Origin> = rules.iter().map(|(object, _)| origin(object)).collect();
     let general = rules.iter().find_map(|(_, rule)| rule.policy.as_ref());
-    let mut base = plain();
-    if passthrough {
-        base.load_balancer = LoadBalancer::Passthrough.into();
-    }
+    let default = if passthrough { LoadBalancer::Passthrough } else { LoadBalancer::LeastRequest };
+    let mut base = Policy { load_balancer: default.into(), ..plain() };
+    let mut setting = None;
     if let Some(general) = general {
-        overlay(&mut base, general.ports.get(&port).unwrap_or(general));
+        overlay(&mut base, &mut setting, general.ports.get(&port).unwrap_or(general), default);
     }
     if let Some((breaker, from)) = breaker {
         base.breaker = Some(breaker.clone());
@@ -148,25 +148,36 @@ fn policy(rules: &[Rule<'_>], port: u16, breaker: Option<&(Breaker, Origin)>, pa
         if subsets.iter().any(|other| other.name == subset.name) {
             continue;
         }
-        let mut own = base.clone();
+        let (mut own, mut setting) = (base.clone(), setting);
         if let Some(policy) = &subset.policy {
             match policy.ports.get(&port) {
                 Some(of_port) => {
                     own = Policy { breaker: base.breaker.clone(), ..plain() };
-                    overlay(&mut own, of_port);
+                    setting = None;
+                    overlay(&mut own, &mut setting, of_port, default);
                 }
-                None => overlay(&mut own, policy),
+                None => overlay(&mut own, &mut setting, policy, default),
             }
         }
+        own.locality = LocalitySetting::preference(setting, own.outlier_detection.is_some());
         subsets.push(Subset { name: subset.name.clone(), labels: subset.labels.clone(), policy: Some(own) });
     }
+    base.locality = LocalitySetting::preference(setting, base.outlier_detection.is_some());
     BackendPolicy { origins, base: Some(base), subsets }
 }
 
 /// Puts the blocks that are written over those that are there.
-fn overlay(policy: &mut Policy, over: &TrafficPolicy) {
-    if let Some(load_balancer) = over.load_balancer {
-        policy.load_balancer = load_balancer.into();
+fn overlay<'a>(
+    policy: &mut Policy,
+    setting: &mut Option<&'a LocalitySetting>,
+    over: &'a TrafficPolicy,
+    default: LoadBalancer,
+) {
+    if let Some(block) = &over.load_balancer {
+        policy.load_balancer = block.simple.unwrap_or(default).into();
+        policy.consistent_hash.clone_from(&block.hash);
+        policy.warmup = block.warmup;
+        *setting = block.locality.as_ref();
     }
     if let Some(tls) = over.tls {
         policy.tls = tls.into();

@@ -10,7 +10,8 @@ use std::{
 };
 
 use outrigger_proto::mesh::{
-    Arm, BadTarget, HttpRule, Protocol, RequestMatch, RouteTable, Split, Target, TcpRule, arm, http_rule, path_match,
+    Arm, BadTarget, HttpRule, Protocol, RequestMatch, RouteTable, Split, Sticky, Target, TcpRule, arm, http_rule,
+    path_match,
 };
 use prost::Message;
 
@@ -68,11 +69,16 @@ pub(super) fn attach(
                     );
                 }
                 let rules = route.rules.iter().map(|rule| (&rule.backends, rule.redirect.is_some(), &rule.place));
-                (&route.parents, resolve_all(object, rules, services, settings, findings))
+                let sticky = route.sticky.clone().map(|sticky| Sticky {
+                    // Whoever renames or reorders rules does not want other users in the canary.
+                    seed: object.key().to_string(),
+                    ..sticky
+                });
+                (&route.parents, resolve_all(object, rules, services, settings, sticky.as_ref(), findings))
             }
             Spec::TcpRoute(route) => {
                 let rules = route.rules.iter().map(|rule| (&rule.backends, false, &rule.place));
-                (&route.parents, resolve_all(object, rules, services, settings, findings))
+                (&route.parents, resolve_all(object, rules, services, settings, None, findings))
             }
             _ => continue,
         };
@@ -359,6 +365,7 @@ fn resolve_all<'a>(
     rules: impl Iterator<Item = (&'a Vec<BackendRef>, bool, &'a crate::api::Place)>,
     services: &BTreeMap<String, Service>,
     settings: &MeshSettings,
+    sticky: Option<&Sticky>,
     findings: &mut Findings,
 ) -> Vec<Split> {
     let mut splits = Vec::new();
@@ -375,7 +382,9 @@ fn resolve_all<'a>(
             );
         }
         let arms = backends.iter().map(|backend| resolve(object, backend, services, settings, findings));
-        splits.push(Split { arms: arms.collect() });
+        // With one backend there is nowhere else to be.
+        let sticky = sticky.filter(|_| backends.len() > 1).cloned();
+        splits.push(Split { arms: arms.collect(), sticky });
     }
     splits
 }

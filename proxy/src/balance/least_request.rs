@@ -7,7 +7,8 @@
 //!
 //! Cheaper means latency times load. Where the load is the same, only a latency that is less than half of the other's wins;
 //! otherwise the drawing alone decides. Latencies are never quite the same on two equal endpoints, and without that margin
-//! traffic of one request at a time would all go to the one that is quicker by a hair.
+//! traffic of one request at a time would all go to the one that is quicker by a hair. Without latency (Istio's LEAST_CONN, and what Envoy does
+//! for LEAST_REQUEST too) only what is under way decides.
 
 use super::{Candidate, Cost, Share, Standing, Usable, equal_weight};
 
@@ -46,10 +47,29 @@ pub(super) fn sample<C: Candidate>(
     None
 }
 
+/// What makes one endpoint cheaper than another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// Latency times what is under way.
+    Latency,
+    /// What is under way alone.
+    InFlight,
+}
+
+impl By {
+    fn cost(self, cost: Cost) -> Cost {
+        match self {
+            Self::Latency => cost,
+            Self::InFlight => Cost { latency: 1.0, ..cost },
+        }
+    }
+}
+
 /// The cheaper of two; at least two take part.
 pub(super) fn choose<C: Candidate>(
     endpoints: &[C],
     usable: &[Share],
+    by: By,
     mut random: impl FnMut(u64) -> u64,
 ) -> Option<usize> {
     if equal_weight(usable).is_some() {
@@ -58,12 +78,12 @@ pub(super) fn choose<C: Candidate>(
         let second = random(usable.len() as u64 - 1) as usize;
         let second = second + usize::from(second >= first);
         let (first, second) = (usable.get(first)?, usable.get(second)?);
-        return cheaper(first.index, second.index, |index| Some(endpoints.get(index)?.cost()));
+        return cheaper(first.index, second.index, |index| Some(by.cost(endpoints.get(index)?.cost())));
     }
     let total = usable.iter().map(|share| u64::from(share.weight)).sum();
     let first = part_at(usable, random(total))?;
     let second = part_at(usable, random(total))?;
-    let winner = cheaper(first, second, |(share, part)| Some(endpoints.get(share.index)?.part_cost(part)))?;
+    let winner = cheaper(first, second, |(share, part)| Some(by.cost(endpoints.get(share.index)?.part_cost(part))))?;
     Some(winner.0.index)
 }
 
@@ -130,7 +150,7 @@ mod tests {
         let usable: Vec<_> = (0..count).map(|index| Share { index, weight: 1 }).collect();
         let mut shares = vec![0.0; count];
         for _ in 0..requests {
-            let index = choose(&endpoints, &usable, |bound| random.u64(0..bound)).unwrap();
+            let index = choose(&endpoints, &usable, By::Latency, |bound| random.u64(0..bound)).unwrap();
             shares[index] += 1.0 / f64::from(requests);
             let mut request = endpoints[index].0.start();
             let took = took(index, random.f64());

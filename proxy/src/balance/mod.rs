@@ -9,17 +9,35 @@
 //!    Draining endpoints are not counted among the endpoints: a rolling restart is no reason to panic. Unready ones get
 //!    nothing even then, as everywhere in Kubernetes: they said so themselves.
 //!
+//! Where the policy prefers some places, this is asked for each group of endpoints (`locality`, `arranged`); where it hashes, the key decides
+//! among those who take part (`key`, `keyed`).
+//!
 //! Then the one to avoid leaves, if another remains, and the algorithm chooses. Nothing here waits or remembers, except
 //! the cursor of the rotation; all others see is an index into the caller's slice.
 
+pub mod arranged;
+pub mod key;
+pub mod keyed;
 pub mod least_request;
 pub mod load;
+pub mod locality;
+pub mod maglev;
 pub mod random;
+pub mod ring;
 pub mod round_robin;
+pub mod stable_hash;
+pub mod warmup;
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use smallvec::SmallVec;
+
+pub use self::{arranged::pick_arranged, keyed::pick_keyed};
+use self::{
+    least_request::By,
+    warmup::{Warming, thin},
+};
+use crate::host::Instant;
 
 /// What a balancer knows of an endpoint.
 pub trait Candidate {
@@ -34,6 +52,11 @@ pub trait Candidate {
     ///
     /// Asked for instead of [`Candidate::cost`] when weights differ.
     fn part_cost(&self, part: u32) -> Cost;
+
+    /// For how long it has been in use; `None`: for ever. Asked for only where there is a slow start.
+    fn age(&self, _now: Instant) -> Option<Duration> {
+        None
+    }
 }
 
 /// What one more request would cost: latency times load.
@@ -70,10 +93,25 @@ pub enum Algorithm {
     /// Two random choices, the cheaper wins.
     #[default]
     LeastRequest,
+    /// The same by the number of requests under way alone (Istio's LEAST_CONN): what an endpoint takes for them does not matter.
+    LeastInFlight,
     RoundRobin,
     Random,
     /// The address the application dialled. `upstream` goes there without asking; who asks all the same gets a random one.
     Passthrough,
+}
+
+impl Algorithm {
+    /// For the operator.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::LeastRequest => "least_request",
+            Self::LeastInFlight => "least_in_flight",
+            Self::RoundRobin => "round_robin",
+            Self::Random => "random",
+            Self::Passthrough => "passthrough",
+        }
+    }
 }
 
 /// Why no endpoint was picked.
@@ -86,7 +124,7 @@ pub enum NoEndpoint {
 }
 
 /// What one pick needs besides the endpoints.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PickContext<'a> {
     pub algorithm: Algorithm,
     /// Round robin's place; shared by the picks of one backend.
@@ -95,6 +133,8 @@ pub struct PickContext<'a> {
     pub panic_percent: u32,
     /// Endpoint index to avoid if another can be had (the one a retry just failed on).
     pub avoid: Option<usize>,
+    /// Slow start; `None`: new endpoints get their full share at once.
+    pub warming: Option<Warming<'a>>,
 }
 
 /// Endpoints that take part in a pick. Backends up to this size are picked from without an allocation.
@@ -147,33 +187,56 @@ fn pick_among<C: Candidate>(
     }
     // Whatever the caller's source gives, the algorithms may rely on the bound.
     let mut random = |bound: u64| random(bound).min(bound.saturating_sub(1));
-    let sample = if may_sample && context.algorithm == Algorithm::LeastRequest && context.panic_percent == 0 {
-        least_request::sample(endpoints, context.avoid, &mut random)
-    } else {
-        None
-    };
-    let usable = sample.unwrap_or_else(|| usable_of(endpoints, context));
-    let picked = match (usable.as_slice(), context.algorithm) {
+    let is_sampled = may_sample
+        && context.algorithm == Algorithm::LeastRequest
+        && context.panic_percent == 0
+        && context.warming.is_none();
+    let sample = if is_sampled { least_request::sample(endpoints, context.avoid, &mut random) } else { None };
+    let mut usable = sample.unwrap_or_else(|| usable_of(endpoints, context));
+    choose(endpoints, &mut usable, context, random).ok_or(NoEndpoint::NoneUsable)
+}
+
+/// One of those that take part.
+fn choose<C: Candidate>(
+    endpoints: &[C],
+    usable: &mut Usable,
+    context: &PickContext<'_>,
+    mut random: impl FnMut(u64) -> u64,
+) -> Option<usize> {
+    if let Some(warming) = context.warming
+        && matches!(context.algorithm, Algorithm::LeastRequest | Algorithm::LeastInFlight | Algorithm::RoundRobin)
+    {
+        thin(endpoints, usable, warming, &mut random);
+    }
+    match (usable.as_slice(), context.algorithm) {
         ([], _) => None,
         ([only], _) => Some(only.index),
-        (usable, Algorithm::LeastRequest) => least_request::choose(endpoints, usable, random),
+        (usable, Algorithm::LeastRequest) => least_request::choose(endpoints, usable, By::Latency, random),
+        (usable, Algorithm::LeastInFlight) => least_request::choose(endpoints, usable, By::InFlight, random),
         (usable, Algorithm::RoundRobin) => {
             // Wraps after 2^64 picks; the rotation then jumps once.
             round_robin::choose(usable, context.cursor.fetch_add(1, Ordering::Relaxed))
         }
         (usable, Algorithm::Random | Algorithm::Passthrough) => random::choose(usable, random),
-    };
-    picked.ok_or(NoEndpoint::NoneUsable)
+    }
 }
 
 /// Everyone who takes part, by the rules in the header.
 fn usable_of<C: Candidate>(endpoints: &[C], context: &PickContext<'_>) -> Usable {
+    usable_among(endpoints.iter().enumerate(), context)
+}
+
+/// [`usable_of`] these only, with their indexes and in their order.
+fn usable_among<'e, C: Candidate + 'e>(
+    members: impl Iterator<Item = (usize, &'e C)>,
+    context: &PickContext<'_>,
+) -> Usable {
     // Each standing is read once: it may change under our eyes.
     let mut ready = Usable::new();
     let mut draining = Usable::new();
     let mut ejected: SmallVec<[Share; 8]> = SmallVec::new();
     let mut unready = 0_usize;
-    for (index, endpoint) in endpoints.iter().enumerate() {
+    for (index, endpoint) in members {
         let share = Share { index, weight: endpoint.weight().max(1) };
         match endpoint.standing() {
             Standing::Ready => ready.push(share),
@@ -183,9 +246,7 @@ fn usable_of<C: Candidate>(endpoints: &[C], context: &PickContext<'_>) -> Usable
         }
     }
 
-    let counted = ready.len() + ejected.len() + unready;
-    let is_panic = (ready.len() as u128) * 100 < u128::from(context.panic_percent.min(100)) * (counted as u128);
-    if is_panic && !ejected.is_empty() {
+    if !ejected.is_empty() && is_panic(ready.len(), ready.len() + ejected.len() + unready, context.panic_percent) {
         ready.extend(ejected);
         ready.sort_unstable_by_key(|share| share.index);
     }
@@ -197,6 +258,18 @@ fn usable_of<C: Candidate>(endpoints: &[C], context: &PickContext<'_>) -> Usable
         usable.retain(|share| share.index != avoid);
     }
     usable
+}
+
+/// Whether so few are ready that those put aside count as ready.
+fn is_panic(ready: usize, counted: usize, panic_percent: u32) -> bool {
+    (ready as u128) * 100 < u128::from(panic_percent.min(100)) * (counted as u128)
+}
+
+/// Whether all endpoints together are below the panic threshold; for the operator.
+pub fn in_panic<C: Candidate>(endpoints: &[C], panic_percent: u32) -> bool {
+    let count = |wanted: Standing| endpoints.iter().filter(|endpoint| endpoint.standing() == wanted).count();
+    let ready = count(Standing::Ready);
+    is_panic(ready, ready + count(Standing::Ejected) + count(Standing::Unready), panic_percent)
 }
 
 /// The weight that all have in common, if they have.
@@ -240,8 +313,13 @@ mod tests {
         }
     }
 
-    const ALGORITHMS: [Algorithm; 4] =
-        [Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random, Algorithm::Passthrough];
+    const ALGORITHMS: [Algorithm; 5] = [
+        Algorithm::LeastRequest,
+        Algorithm::LeastInFlight,
+        Algorithm::RoundRobin,
+        Algorithm::Random,
+        Algorithm::Passthrough,
+    ];
 
     fn endpoints(weights: &[u32]) -> Vec<Endpoint> {
         weights
@@ -282,7 +360,7 @@ mod tests {
 
         fn pick(&mut self, endpoints: &[Endpoint]) -> Result<usize, NoEndpoint> {
             let Self { algorithm, ref cursor, panic_percent, avoid, .. } = *self;
-            let context = PickContext { algorithm, cursor, panic_percent, avoid };
+            let context = PickContext { algorithm, cursor, panic_percent, avoid, warming: None };
             let random = |bound| self.rng.u64(0..bound);
             if self.is_equal { pick_equal(endpoints, &context, random) } else { pick(endpoints, &context, random) }
         }
@@ -378,6 +456,24 @@ mod tests {
             let reached = picker.reached(&many, 10_000).unwrap();
             assert_eq!((reached.len(), reached.contains(&1)), (count - 1, false), "{count}");
         }
+    }
+
+    #[test]
+    fn a_slow_endpoint_shares_where_only_what_is_under_way_counts() {
+        // Who asks for LEAST_CONN has endpoints whose answers take long by nature, such as the one with the large reports.
+        let mut two = endpoints(&[1, 1]);
+        two[0].latency = 1000.0;
+        let mut picker = Picker::new(Algorithm::LeastInFlight);
+        assert_eq!(picker.reached(&two, 100), Ok(vec![0, 1]));
+        two[0].in_flight = 1;
+        assert_eq!(picker.reached(&two, 100), Ok(vec![1]));
+        // By weight: two of three parts are busy at the larger one, so both have a free part.
+        let mut weighted = endpoints(&[3, 1]);
+        weighted[0].in_flight = 2;
+        weighted[1].in_flight = 1;
+        assert_eq!(picker.reached(&weighted, 200), Ok(vec![0, 1]));
+        weighted[0].in_flight = 9;
+        assert!(picker.counts(&weighted, 1_000)[1] > 400.0);
     }
 
     /// How far the busiest of ten endpoints is above the mean, after each of 100,000 picks with so much under way.
@@ -525,7 +621,7 @@ mod tests {
             for weights in [vec![1; 3], vec![1, 2, 3], vec![1; 40]] {
                 let all = endpoints(&weights);
                 let cursor = AtomicU64::new(u64::MAX);
-                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None };
+                let context = PickContext { algorithm, cursor: &cursor, panic_percent: 0, avoid: None, warming: None };
                 assert!(
                     pick(&all, &context, |_| u64::MAX).is_ok_and(|index| index < all.len()),
                     "{algorithm:?} {weights:?}"
@@ -537,7 +633,7 @@ mod tests {
     proptest! {
         #[test]
         fn nobody_is_picked_who_may_not_be(
-            letters in "[RDUE]{1,60}", panic_percent in prop_oneof![Just(0_u32), 0..110_u32], algorithm in 0..4_usize,
+            letters in "[RDUE]{1,60}", panic_percent in prop_oneof![Just(0_u32), 0..110_u32], algorithm in 0..ALGORITHMS.len(),
             avoid in proptest::option::of(0..60_usize), weights in proptest::collection::vec(0..9_u32, 60), seed: u64,
         ) {
             // P11, against the sentences of the header.
@@ -548,6 +644,7 @@ mod tests {
             let count = |letter| letters.matches(letter).count();
             let (ready, others) = (count('R'), count('U') + count('E'));
             let is_panic = ready * 100 < panic_percent.min(100) as usize * (ready + others);
+            prop_assert_eq!(in_panic(&all, panic_percent), is_panic);
             let allowed: Vec<usize> = letters.char_indices().filter(|(_, letter)| match letter {
                 'R' => true,
                 'E' => is_panic,

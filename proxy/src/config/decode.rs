@@ -5,6 +5,7 @@
 //! defaults are filled in as the `.proto` files document them. An unknown enumeration value or choice is refused,
 //! since half of a rule is another rule. Which resource refers to which is not looked at here.
 
+mod balancing;
 mod node;
 mod policy;
 mod route;

@@ -302,7 +302,7 @@ fn table(short: &str, targets: &[&str]) -> Resource {
     let content = mesh::RouteTable {
         http: vec![mesh::HttpRule {
             name: "shop/route/0".to_owned(),
-            action: Some(mesh::http_rule::Action::Split(mesh::Split { arms: arms.collect() })),
+            action: Some(mesh::http_rule::Action::Split(mesh::Split { arms: arms.collect(), sticky: None })),
             ..mesh::HttpRule::default()
         }],
         ..mesh::RouteTable::default()

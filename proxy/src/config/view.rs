@@ -6,7 +6,12 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
-    balance::Algorithm,
+    balance::{
+        Algorithm,
+        key::HashPolicy,
+        locality::{LocalityPolicy, Place},
+        warmup::Warmup,
+    },
     resilience::{
         breaker::BreakerPolicy, ejection::EjectionPolicy, limits::LimitPolicy, retry_budget::RetryBudgetPolicy,
     },
@@ -44,9 +49,16 @@ pub struct Node {
     pub domain_suffix: Arc<str>,
     /// Default 10 s.
     pub connect_timeout: Duration,
+    /// "region/zone/subzone"; empty: unknown.
+    pub locality: Arc<str>,
 }
 
 impl Node {
+    /// Whether the same endpoints are near.
+    pub fn is_at_the_same_place(&self, other: &Self) -> bool {
+        self.locality == other.locality && self.labels == other.labels
+    }
+
     /// Which clients may use this port of the application.
     pub fn peer_mode(&self, port: u16) -> PeerMode {
         self.inbound.get(&port).map_or(self.default_peer_mode, |inbound| inbound.peer_mode)
@@ -140,6 +152,12 @@ pub struct Subset {
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub algorithm: Algorithm,
+    /// Consistent hashing; requests without the key go by the algorithm, which is then `Random`.
+    pub hash: Option<Arc<HashPolicy>>,
+    /// `None`: near and far are alike.
+    pub locality: Option<Arc<LocalityPolicy>>,
+    /// Slow start; `None`: none.
+    pub warmup: Option<Warmup>,
     pub limits: LimitPolicy,
     /// `None`: the node's.
     pub connect_timeout: Option<Duration>,
@@ -173,6 +191,9 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             algorithm: Algorithm::default(),
+            hash: None,
+            locality: None,
+            warmup: None,
             limits: LimitPolicy::default(),
             connect_timeout: None,
             max_requests_per_connection: 0,
@@ -247,6 +268,11 @@ pub enum Health {
 }
 
 impl Endpoint {
+    /// Where it is.
+    pub fn place(&self) -> Place<'_> {
+        Place { locality: &self.locality, labels: &self.labels }
+    }
+
     /// An address of which nothing else is known.
     pub fn bare(address: std::net::SocketAddr) -> Self {
         Self {

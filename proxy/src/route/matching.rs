@@ -124,7 +124,7 @@ impl PathMatch {
 ///
 /// Names are decoded too and compared case-sensitively, so that "%61=1" cannot slip past a rule about "a". A "+" stays a
 /// "+" (RFC 3986; only HTML forms read it as a space).
-fn query_value<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
+pub(crate) fn query_value<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decoded(key).as_ref() == name.as_bytes()).then(|| percent_decoded(value))

@@ -6,11 +6,14 @@
 pub mod edit;
 pub mod matching;
 pub mod split;
+mod sticky;
 pub mod table;
 
 pub use edit::{HeaderEdit, PathRewrite, Redirect, Rewrite};
+pub(crate) use matching::query_value;
 pub use matching::{PathMatch, RegexError, RequestMatch, StringMatch, check_regex};
 pub use split::{Arm, Leg, Split};
+pub use sticky::Sticky;
 pub use table::{Action, HttpRule, RouteTable, RuleInfo, TcpRule};
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::HeaderEdit;
+use super::{HeaderEdit, Sticky};
 
 /// Backends with their shares.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct Split<L> {
     pub arms: Vec<Arm<L>>,
     /// Sum of the weights; 0 means that no arm may be chosen.
     pub total: u64,
+    /// Where the same users are to stay; `None`: each request draws anew.
+    pub sticky: Option<Arc<Sticky>>,
 }
 
 /// One share.
@@ -37,7 +39,7 @@ impl<L> Split<L> {
     /// Arms with their total.
     pub fn new(arms: Vec<Arm<L>>) -> Self {
         let total = arms.iter().map(|arm| u64::from(arm.weight)).sum();
-        Self { arms, total }
+        Self { arms, total, sticky: None }
     }
 
     /// The arm that `random` (uniform below `self.total`) falls on; `None` when no arm has weight.
@@ -69,7 +71,7 @@ impl<L> Split<L> {
                 response_edit: arm.response_edit,
             })
             .collect();
-        Split { arms, total: self.total }
+        Split { arms, total: self.total, sticky: self.sticky }
     }
 }
 

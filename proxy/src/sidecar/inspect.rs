@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::Sidecar;
 use crate::{
     admin::AdminSource,
+    balance::{self, Candidate as _, keyed::TableKind},
     config::view::{Health, View},
+    host,
     route::{Action, Leg},
     upstream::{Backend, BreakerCell, RouteBackend},
 };
@@ -112,6 +114,7 @@ fn view(view: &View) -> Value {
             "labels": view.node.labels,
             "default_peer_mode": format!("{:?}", view.node.default_peer_mode).to_uppercase(),
             "outbound_mode": format!("{:?}", view.node.outbound_mode),
+            "locality": view.node.locality.as_ref(),
         },
         "services": services.iter().map(|service| json!({
             "name": service.resource.as_ref(),
@@ -127,6 +130,10 @@ fn view(view: &View) -> Value {
                         "matches": rule.matches.len(),
                         "timeout": rule.timeout.map(|timeout| format!("{timeout:?}")),
                         "retries": rule.retry.attempts,
+                        "sticky": match &rule.action {
+                            Action::Split(split) => split.sticky.as_ref().map(|sticky| sticky.key.to_string()),
+                            Action::Redirect(_) => None,
+                        },
                         "backends": match &rule.action {
                             Action::Split(split) => split.arms.iter().map(|arm| match &arm.leg {
                                 Leg::To(target) => json!({
@@ -155,7 +162,9 @@ fn backend(backend: &Backend) -> Value {
         "requests": limits.requests.load(Ordering::Relaxed),
         "retries": limits.retries.load(Ordering::Relaxed),
         "ejections": backend.state.ejections(),
-        "endpoints": backend.endpoints.iter().map(|endpoint| {
+        "balancing": balancing(backend),
+        "panic": balance::in_panic(&backend.endpoints, backend.panic_percent()),
+        "endpoints": backend.endpoints.iter().enumerate().map(|(index, endpoint)| {
             let (idle, shared, streams) = endpoint.state.pools().iter().map(|pool| pool.counts()).fold(
                 (0, 0, 0),
                 |(idle, shared, streams), (i, s, t)| (idle + i, shared + s, streams + t),
@@ -169,6 +178,11 @@ fn backend(backend: &Backend) -> Value {
                     Health::Unready => "unready",
                 },
                 "ejected": endpoint.state.is_ejected(),
+                "locality": endpoint.config.locality.as_ref(),
+                "group": backend.arrangement.as_ref().and_then(|arrangement| arrangement.group_of(index)),
+                "warmup": backend.policy.warmup.as_ref().map(|warmup| {
+                    endpoint.age(host::now()).map_or(1.0, |age| warmup.factor(age))
+                }),
                 "in_flight": endpoint.state.load.in_flight.load(Ordering::Relaxed),
                 "latency_ms": endpoint.state.load.latency.load(Ordering::Relaxed) as f64 / 1e6,
                 "idle_connections": idle,
@@ -177,6 +191,29 @@ fn backend(backend: &Backend) -> Value {
             })
         }).collect::<Vec<_>>(),
     })
+}
+
+/// How an endpoint is chosen, in the words of the configuration.
+fn balancing(backend: &Backend) -> Value {
+    let mut value = choosing(backend);
+    if let (Some(arrangement), Some(value)) = (&backend.arrangement, value.as_object_mut()) {
+        value.insert("groups".to_owned(), arrangement.word().into());
+    }
+    value
+}
+
+fn choosing(backend: &Backend) -> Value {
+    match (&backend.policy.hash, &backend.affinity) {
+        (Some(policy), Some(affinity)) => json!({
+            "key": policy.key.to_string(),
+            "table": match policy.table {
+                TableKind::Ring { .. } => "ring",
+                TableKind::Maglev { .. } => "maglev",
+            },
+            "size": affinity.table.size(),
+        }),
+        _ => json!({ "algorithm": backend.policy.algorithm.word() }),
+    }
 }
 
 fn breaker(cell: &Arc<BreakerCell>) -> Value {

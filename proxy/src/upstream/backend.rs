@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
+    affinity::Affinity,
     breakers::BreakerCell,
     endpoint::{Endpoint, EndpointKey, EndpointState},
 };
 use crate::{
-    balance::{self, NoEndpoint, PickContext},
+    balance::{self, NoEndpoint, PickContext, arranged::Arrangement, keyed::Table, warmup::Warming},
     config::view::Policy,
     failure::Reason,
     host,
@@ -38,6 +39,10 @@ pub struct Backend {
     pub policy: Arc<Policy>,
     /// The policy's ejection or else the default one; `None`: off.
     pub ejection: Option<Arc<EjectionPolicy>>,
+    /// Consistent hashing; `None`: each pick stands alone.
+    pub affinity: Option<Box<Affinity>>,
+    /// Endpoints by how near they are; `None`: all alike.
+    pub arrangement: Option<Arc<Arrangement>>,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub connect_timeout: Duration,
     /// Labels for requests that reach no endpoint.
@@ -55,6 +60,8 @@ pub struct BackendState {
     /// Told whenever a connection of this backend becomes idle or closes.
     pub freed: Notify,
     ejections: AtomicU64,
+    /// The table of consistent hashing that the last view had.
+    table: Mutex<Option<Arc<Table>>>,
 }
 
 /// A backend as one rule sees it: with the breaker of that rule.
@@ -82,6 +89,7 @@ impl BackendState {
             endpoints: Mutex::new(HashMap::new()),
             freed: Notify::new(),
             ejections: AtomicU64::new(0),
+            table: Mutex::new(None),
         }
     }
 
@@ -97,6 +105,15 @@ impl BackendState {
         state
     }
 
+    /// Consistent hashing over these endpoints, with the table of the last view if it is still right.
+    pub fn affinity(&self, policy: &Policy, endpoints: &[Arc<Endpoint>], workload: &str) -> Option<Box<Affinity>> {
+        let mut table = self.table.lock();
+        let affinity =
+            policy.hash.as_ref().map(|hash| Box::new(Affinity::new(hash, endpoints, workload, table.as_ref())));
+        *table = affinity.as_ref().map(|affinity| Arc::clone(&affinity.table));
+        affinity
+    }
+
     /// Ejections since the start.
     pub fn ejections(&self) -> u64 {
         self.ejections.load(Ordering::Relaxed)
@@ -104,24 +121,38 @@ impl BackendState {
 }
 
 impl Backend {
-    /// The endpoint for one try; `avoid` is the index that the last try failed on.
+    /// The endpoint for one try; `avoid` is the index that the last try failed on, `key` that of consistent hashing.
     ///
     /// # Errors
     /// `NoEndpoints` or `NoHealthyEndpoint`.
-    pub fn pick(&self, avoid: Option<usize>) -> Result<(usize, &Arc<Endpoint>), Reason> {
+    pub fn pick(&self, avoid: Option<usize>, key: Option<u64>) -> Result<(usize, &Arc<Endpoint>), Reason> {
         let context = PickContext {
             algorithm: self.policy.algorithm,
             cursor: &self.state.cursor,
-            panic_percent: self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent),
+            panic_percent: self.panic_percent(),
             avoid,
+            warming: self.policy.warmup.as_ref().map(|policy| Warming { policy, now: host::now() }),
         };
-        let index = match balance::pick(&self.endpoints, &context, host::random_below) {
+        let keyed = self.affinity.as_ref().zip(key).map(|(affinity, key)| (&*affinity.table, key));
+        let picked = match (&self.arrangement, keyed) {
+            (None, None) => balance::pick(&self.endpoints, &context, host::random_below),
+            (None, Some((table, key))) => balance::pick_keyed(&self.endpoints, &context, table, key),
+            (Some(arrangement), keyed) => {
+                balance::pick_arranged(&self.endpoints, &context, arrangement, keyed, host::random_below)
+            }
+        };
+        let index = match picked {
             Ok(index) => index,
             Err(NoEndpoint::Empty) => return Err(Reason::NoEndpoints),
             Err(NoEndpoint::NoneUsable) => return Err(Reason::NoHealthyEndpoint),
         };
         let endpoint = self.endpoints.get(index).ok_or(Reason::Internal)?;
         Ok((index, endpoint))
+    }
+
+    /// Below this share of ready endpoints those put aside are used too; 0: never.
+    pub fn panic_percent(&self) -> u32 {
+        self.ejection.as_ref().map_or(0, |ejection| ejection.min_health_percent)
     }
 
     /// Tells ejection how a try ended; true when it put the endpoint aside.

@@ -116,6 +116,8 @@ pub struct Carrier<'a> {
     pub direction: Direction,
     pub dialer: &'a Arc<Dialer>,
     pub telemetry: &'a Arc<WorkerTelemetry>,
+    /// Where the connection that is carried came from; `None`: it does not matter.
+    pub source: Option<IpAddr>,
 }
 
 /// A connection to an endpoint.
@@ -126,6 +128,12 @@ pub enum Upstream {
 }
 
 impl Carrier<'_> {
+    /// The same for what came from this address.
+    #[must_use]
+    pub fn for_client(self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
     /// Connects, and for mesh transport proves and verifies identities.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use super::{dial::Transport, pool::Pool};
 use crate::{
     balance::{Candidate, Cost, Standing, load::Load},
     config::view::{self, Health},
-    host,
+    host::{self, Instant},
     resilience::ejection::{Ejection, EjectionPolicy, Fault, may_eject},
     telemetry::LabelId,
 };
@@ -52,6 +53,8 @@ pub struct EndpointState {
     ejected: AtomicBool,
     /// The last view said that it is not ready.
     was_unready: AtomicBool,
+    /// When it came into use, or back to it.
+    since: Mutex<Instant>,
     /// One pool per worker.
     pools: Box<[Pool]>,
 }
@@ -63,6 +66,7 @@ impl EndpointState {
             record: Mutex::new(Ejection::default()),
             ejected: AtomicBool::new(false),
             was_unready: AtomicBool::new(false),
+            since: Mutex::new(host::now()),
             pools: (0..workers.max(1)).map(|_| Pool::default()).collect(),
         }
     }
@@ -86,6 +90,7 @@ impl EndpointState {
         // Of those who see the end of it, one: it starts like a new endpoint, with one request until an answer says more.
         if !ejected && self.ejected.swap(false, Ordering::Relaxed) {
             self.load.forget();
+            *self.since.lock() = host::now();
         }
         ejected
     }
@@ -97,6 +102,7 @@ impl EndpointState {
             self.load.forget();
             self.record.lock().forget();
             self.ejected.store(false, Ordering::Relaxed);
+            *self.since.lock() = host::now();
         }
     }
 
@@ -129,6 +135,10 @@ impl Candidate for Arc<Endpoint> {
 
     fn part_cost(&self, part: u32) -> Cost {
         self.state.load.part_cost(self.weight, part)
+    }
+
+    fn age(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(*self.state.since.lock()))
     }
 
     fn standing(&self) -> Standing {

@@ -15,7 +15,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
-    header::SEC_WEBSOCKET_KEY,
+    header::{SEC_WEBSOCKET_KEY, SET_COOKIE},
     uri::{Authority, PathAndQuery},
 };
 use smallvec::SmallVec;
@@ -104,6 +104,10 @@ pub struct Exchange<'a> {
     /// The endpoint of the last try, with its place among the backend's.
     last: Option<(usize, Arc<Endpoint>)>,
     tried: u32,
+    /// Of consistent hashing; the same for every try.
+    key: Option<u64>,
+    /// Set-Cookie field of a key that had to be made.
+    cookie: Option<Box<HeaderValue>>,
 }
 
 /// A try that was answered.
@@ -141,7 +145,9 @@ enum Connection {
 impl<'a> Exchange<'a> {
     pub fn new(route: &'a RouteBackend, carrier: Carrier<'a>, head: Head, body: Replay, now: host::Instant) -> Self {
         route.backend.state.budget.lock().deposit(now);
-        Self { route, carrier, head, body, last: None, tried: 0 }
+        let affinity = route.backend.affinity.as_ref();
+        let (key, cookie) = affinity.map_or((None, None), |affinity| affinity.of_request(&head, carrier.source));
+        Self { route, carrier, head, body, last: None, tried: 0, key, cookie }
     }
 
     /// The endpoint of the last try, if one was picked.
@@ -334,7 +340,7 @@ impl Attempts for Exchange<'_> {
             }
         };
         let avoid = self.last.as_ref().map(|(index, _)| *index);
-        let (index, endpoint) = match backend.pick(avoid) {
+        let (index, endpoint) = match backend.pick(avoid, self.key) {
             Ok((index, endpoint)) => (index, Arc::clone(endpoint)),
             Err(reason) => {
                 report(ticket, breaker::Result::Failure, started, host::now());
@@ -345,7 +351,10 @@ impl Attempts for Exchange<'_> {
         let mut in_flight = endpoint.state.load.start();
         let reached = pin!(self.reach(&endpoint, limit, started)).await;
         match reached {
-            Ok((response, connection)) => {
+            Ok((mut response, connection)) => {
+                if let Some(cookie) = &self.cookie {
+                    response.headers_mut().append(SET_COOKIE, HeaderValue::clone(cookie));
+                }
                 let now = host::now();
                 in_flight.answered(now.saturating_duration_since(started), now);
                 let seen = Seen::of(response.headers());

@@ -218,7 +218,7 @@ impl Backend {
             (Arc::clone(self), Arc::clone(carrier.dialer), Arc::clone(carrier.telemetry));
         let (worker, direction) = (carrier.worker, carrier.direction);
         host::spawn(async move {
-            let carrier = Carrier { worker, direction, dialer: &dialer, telemetry: &telemetry };
+            let carrier = Carrier { worker, direction, dialer: &dialer, telemetry: &telemetry, source: None };
             let opened = async {
                 let (io, alpn) =
                     carrier.dial(endpoint.address, &endpoint.transport, Offer::Http2, backend.connect_timeout).await?;

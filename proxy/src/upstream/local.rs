@@ -71,6 +71,8 @@ impl Applications {
             name: Arc::from(format!("inbound:{}", address.port())),
             policy,
             ejection: None,
+            affinity: None,
+            arrangement: None,
             endpoints: vec![Arc::new(endpoint)],
             connect_timeout: CONNECT,
             labels,

@@ -21,6 +21,7 @@ use super::{
     pool::IdleLimits,
 };
 use crate::{
+    balance::locality::{Place, arrange},
     config::view::{self, Map, PeerKind, Policy, Protocol, TlsMode, View},
     host::Instant,
     identity::spiffe_id::SpiffeId,
@@ -114,6 +115,8 @@ impl Mesh {
             endpoints: vec![Arc::clone(backend.endpoints.get(index)?)],
             // Who dials an address wants this one, also when it fails.
             ejection: Some(Arc::new(EjectionPolicy::IGNORED)),
+            affinity: None,
+            arrangement: None,
             ..Backend::clone(backend)
         };
         let route = RouteBackend { backend: Arc::new(only), breaker: None, fallback: None };
@@ -190,6 +193,8 @@ impl Upstreams {
     pub fn join(&self, view: Arc<View>, previous: Option<&Mesh>) -> Mesh {
         let mut joining = Joining { view: &view, built: HashMap::new() };
         let mut services = Map::default();
+        // Who is near depends on where we are.
+        let previous = previous.filter(|mesh| mesh.view.node.is_at_the_same_place(&view.node));
         for (name, config) in &view.services {
             let kept = previous.and_then(|mesh| mesh.services.get(name)).filter(|live| live.is_current(config, &view));
             let live = match kept {
@@ -377,10 +382,19 @@ impl Upstreams {
             let Some(place) = endpoint.ports.iter().find(|place| place.service_port == target.port) else { continue };
             endpoints.push(Arc::new(self.endpoint(service, endpoint, *place, policy, &state)));
         }
+        let workload = format!("{}/{}", view.node.namespace, view.node.workload);
+        let affinity = state.affinity(policy, &endpoints, &workload);
+        let arrangement = policy.locality.as_ref().and_then(|locality| {
+            let own = Place { locality: &view.node.locality, labels: &view.node.labels };
+            let places: Vec<_> = endpoints.iter().map(|endpoint| endpoint.config.place()).collect();
+            arrange(locality, own, &places).map(Arc::new)
+        });
         Some(Arc::new(Backend {
             name,
             policy: Arc::clone(policy),
             ejection: policy.ejection.clone().or_else(|| self.ejection.clone()),
+            affinity,
+            arrangement,
             endpoints,
             connect_timeout: policy.connect_timeout.unwrap_or(view.node.connect_timeout),
             labels: self.telemetry.labels(service_labels(service)),
@@ -396,6 +410,8 @@ impl Upstreams {
             name,
             policy,
             ejection: None,
+            affinity: None,
+            arrangement: None,
             endpoints: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             labels: self.telemetry.labels(service_labels(service)),

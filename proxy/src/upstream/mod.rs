@@ -3,6 +3,7 @@
 //! [`Upstreams`] joins every new [`crate::config::view::View`] to what must outlive it: pools, load, ejection, budgets
 //! and breakers, all keyed by identity. The result is a [`Mesh`], which the journeys read and never change.
 
+pub mod affinity;
 pub mod backend;
 pub mod breakers;
 pub mod destination;

@@ -169,6 +169,8 @@ impl Outside {
             name: Arc::from("passthrough"),
             policy,
             ejection: None,
+            affinity: None,
+            arrangement: None,
             endpoints,
             connect_timeout: CONNECT,
             labels,

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{
-    Response, StatusCode,
-    header::LOCATION,
+    HeaderValue, Response, StatusCode,
+    header::{LOCATION, SET_COOKIE},
     request::Parts,
     uri::{Authority, PathAndQuery},
 };
@@ -15,6 +15,7 @@ use super::{
     exchange::{Head, Speaks},
 };
 use crate::{
+    balance::key::{Key, KeySource},
     failure::{Failure, Reason},
     host,
     http::{
@@ -23,7 +24,7 @@ use crate::{
         upgrade::Upgrade,
     },
     resilience::{call::Plan, deadline::Deadline, retry::RetryPolicy},
-    route::{Action, Arm, HttpRule, Leg},
+    route::{Action, Arm, HttpRule, Leg, Sticky},
 };
 
 /// What a request's rule wants.
@@ -39,6 +40,8 @@ pub struct Forward<'a> {
     pub route: &'a RouteBackend,
     /// `None` where no rules exist.
     matched: Option<Matched<'a>>,
+    /// Set-Cookie field for a client that a sticky split did not know yet.
+    cookie: Option<Box<HeaderValue>>,
 }
 
 #[derive(Debug)]
@@ -62,7 +65,7 @@ pub fn choose<'a>(toward: &'a Toward, request: &Parts, seen: Seen) -> Result<Cho
         Toward::Endpoint(..) | Toward::Outside(_) => None,
     };
     let Some(table) = table else {
-        return Ok(Chosen::Forward(Forward { route: toward.own(), matched: None }));
+        return Ok(Chosen::Forward(Forward { route: toward.own(), matched: None, cookie: None }));
     };
     let (rule, prefix) = table.choose(request).ok_or(Reason::NoRoute)?;
     let split = match &rule.action {
@@ -80,19 +83,34 @@ pub fn choose<'a>(toward: &'a Toward, request: &Parts, seen: Seen) -> Result<Cho
             return Ok(Chosen::Redirect(Box::new(response)));
         }
     };
-    let arm = split
-        .choose(host::random_below(split.total))
-        .ok_or_else(|| Failure::new(Reason::BadBackend).because("no backend has any weight"))?;
+    let (point, cookie) = match &split.sticky {
+        None => (host::random_below(split.total), None),
+        Some(sticky) => stay(sticky, request, split.total),
+    };
+    let arm =
+        split.choose(point).ok_or_else(|| Failure::new(Reason::BadBackend).because("no backend has any weight"))?;
     match &arm.leg {
-        Leg::To(route) => Ok(Chosen::Forward(Forward { route, matched: Some(Matched { rule, arm, prefix }) })),
+        Leg::To(route) => Ok(Chosen::Forward(Forward { route, matched: Some(Matched { rule, arm, prefix }), cookie })),
         Leg::Bad(reason) => Err(Failure::new(Reason::BadBackend).because(reason.to_string())),
+    }
+}
+
+/// Where a user belongs on the line of a split, and the cookie by which we know them again.
+fn stay(sticky: &Sticky, request: &Parts, total: u64) -> (u64, Option<Box<HeaderValue>>) {
+    match (sticky.key_of(request), &sticky.key) {
+        (Key::Is(key), _) => (sticky.point(key, total), None),
+        (Key::Generate, KeySource::Cookie(cookie)) => {
+            let (key, field) = cookie.generate(host::random_u128());
+            (sticky.point(key, total), field.map(Box::new))
+        }
+        _ => (host::random_below(total), None),
     }
 }
 
 impl<'a> Forward<'a> {
     /// Everything to the backend, without rules.
     pub const fn straight(route: &'a RouteBackend) -> Self {
-        Self { route, matched: None }
+        Self { route, matched: None, cookie: None }
     }
 
     pub fn rule_name(&self) -> Option<&Arc<str>> {
@@ -159,6 +177,9 @@ impl<'a> Forward<'a> {
         {
             arm.response_edit.apply(response.headers_mut());
             rule.response_edit.apply(response.headers_mut());
+        }
+        if let Some(cookie) = &self.cookie {
+            response.headers_mut().append(SET_COOKIE, HeaderValue::clone(cookie));
         }
     }
 }

@@ -41,6 +41,8 @@ use crate::{
     tls::Expected,
 };
 
+mod balancing;
+
 fn target(name: &str, subset: &str) -> Target {
     Target { service: resource(name), port: 80, subset: subset.into() }
 }
@@ -123,6 +125,7 @@ fn view(services: &[Arc<Service>]) -> Arc<View> {
         outbound_mode: OutboundMode::AllowAny,
         domain_suffix: "cluster.local".into(),
         connect_timeout: Duration::from_secs(3),
+        locality: "eu/a".into(),
     };
     let services = services.iter().map(|service| (Arc::clone(&service.resource), Arc::clone(service))).collect();
     Arc::new(View { generation: 1, node: Arc::new(node), services })
@@ -515,7 +518,7 @@ mod picking {
 
     fn reached(backend: &Backend) -> Result<Vec<usize>, Reason> {
         let mut reached =
-            (0..200).map(|_| backend.pick(None).map(|(index, _)| index)).collect::<Result<Vec<_>, _>>()?;
+            (0..200).map(|_| backend.pick(None, None).map(|(index, _)| index)).collect::<Result<Vec<_>, _>>()?;
         reached.sort_unstable();
         reached.dedup();
         Ok(reached)

@@ -64,7 +64,7 @@ fn mesh_of(links: u16, version: u32) -> Resources {
         let table = mesh::RouteTable {
             http: vec![mesh::HttpRule {
                 name: "r".to_owned(),
-                action: Some(Action::Split(mesh::Split { arms: arms.collect() })),
+                action: Some(Action::Split(mesh::Split { arms: arms.collect(), sticky: None })),
                 ..mesh::HttpRule::default()
             }],
             ..mesh::RouteTable::default()

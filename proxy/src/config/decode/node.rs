@@ -53,6 +53,7 @@ pub(super) fn node(name: &str, node: &mesh::Node) -> Checked<Node> {
         connect_timeout: duration(node.connect_timeout.as_ref())
             .in_field("connect_timeout")?
             .unwrap_or(Duration::from_secs(10)),
+        locality: node.locality.as_str().into(),
     })
 }
 

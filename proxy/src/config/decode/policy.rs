@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use http::{HeaderValue, StatusCode};
 use outrigger_proto::mesh::{self, fallback::Kind};
 
-use super::{Checked, Fault, In, duration, each, named, percent, port, refuse, unknown};
+use super::{Checked, Fault, In, balancing, duration, each, named, percent, port, refuse, unknown};
 use crate::{
     balance::Algorithm,
     config::view::{Policy, PolicySet, Subset, TlsMode},
@@ -51,14 +51,29 @@ fn policy(policy: &mesh::Policy) -> Checked<Policy> {
     let pool = policy.pool.unwrap_or_default();
     let wait =
         |value: &Option<prost_types::Duration>, field: &str| duration(value.as_ref()).in_field(field).in_field("pool");
+    let hash = match &policy.consistent_hash {
+        Some(hash) => Some(Arc::new(balancing::hash(hash).in_field("consistent_hash")?)),
+        None => None,
+    };
     Ok(Policy {
         algorithm: match mesh::LoadBalancer::try_from(policy.load_balancer) {
+            Ok(_) if hash.is_some() => Algorithm::Random,
             Ok(mesh::LoadBalancer::Unspecified) => Algorithm::default(),
             Ok(mesh::LoadBalancer::LeastRequest) => Algorithm::LeastRequest,
+            Ok(mesh::LoadBalancer::LeastInFlight) => Algorithm::LeastInFlight,
             Ok(mesh::LoadBalancer::RoundRobin) => Algorithm::RoundRobin,
             Ok(mesh::LoadBalancer::Random) => Algorithm::Random,
             Ok(mesh::LoadBalancer::Passthrough) => Algorithm::Passthrough,
             Err(_) => return unknown(policy.load_balancer).in_field("load_balancer"),
+        },
+        hash,
+        locality: match &policy.locality {
+            Some(locality) => Some(Arc::new(balancing::locality(locality).in_field("locality")?)),
+            None => None,
+        },
+        warmup: match &policy.warmup {
+            Some(warmup) => Some(balancing::warmup(warmup).in_field("warmup")?),
+            None => None,
         },
         limits: limits(policy.pool.as_ref()),
         connect_timeout: wait(&pool.connect_timeout, "connect_timeout")?,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, Method, StatusCode, uri};
 use outrigger_proto::mesh::{self, arm::To, http_rule, path_match, path_rewrite, string_match};
 
-use super::{Checked, Fault, In, check_name, duration, each, named, policy::breaker, port, refuse};
+use super::{Checked, Fault, In, balancing::cookie, check_name, duration, each, named, policy::breaker, port, refuse};
 use crate::{
+    balance::{key::KeySource, stable_hash::hash},
     resilience::retry::{Conditions, RetryPolicy},
     route::{
         Action, Arm, HeaderEdit, HttpRule, Leg, PathMatch, PathRewrite, Redirect, RequestMatch, Rewrite, RouteTable,
-        Split, StringMatch, Target, TcpRule,
+        Split, Sticky, StringMatch, Target, TcpRule,
     },
 };
 
@@ -172,7 +173,20 @@ fn split(split: &mesh::Split) -> Checked<Split<Target>> {
     if total > u64::from(u32::MAX) {
         return refuse(format!("weights add up to {total}, more than {}", u32::MAX)).in_field("arms");
     }
-    Ok(Split::new(arms))
+    let sticky = match &split.sticky {
+        Some(value) => Some(Arc::new(sticky(value).in_field("sticky")?)),
+        None => None,
+    };
+    Ok(Split { sticky, ..Split::new(arms) })
+}
+
+fn sticky(sticky: &mesh::Sticky) -> Checked<Sticky> {
+    let key = match &sticky.key {
+        Some(mesh::sticky::Key::Header(name)) => KeySource::Header(header_name(name).in_field("header")?),
+        Some(mesh::sticky::Key::Cookie(value)) => KeySource::Cookie(cookie(value).in_field("cookie")?),
+        None => return refuse("says no key, or something this version does not know"),
+    };
+    Ok(Sticky { key, seed: hash(sticky.seed.as_bytes(), 0) })
 }
 
 fn redirect(redirect: &mesh::Redirect) -> Checked<Redirect> {

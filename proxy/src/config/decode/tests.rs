@@ -5,7 +5,12 @@ use outrigger_proto::mesh::{
     self, Arm, BackendPolicy, Breaker, Endpoint, EndpointPort, EndpointShard, Fallback, FallbackTarget, HeaderEdit,
     HeaderValue, HttpRule, NamedMatch, Node, OutlierDetection, PathMatch, PathRewrite, Policy, Redirect, RequestMatch,
     Retry, RetryBudget, RouteTable, Service, ServicePort, Split, StaticReply, StringMatch, Subset, Target, TcpRule,
-    TrustBundle, UrlRewrite, arm::To, fallback, http_rule::Action, path_match, path_rewrite, string_match,
+    TrustBundle, UrlRewrite,
+    arm::To,
+    consistent_hash::{Key, Table},
+    fallback,
+    http_rule::Action,
+    path_match, path_rewrite, string_match,
 };
 use proptest::prelude::*;
 
@@ -54,7 +59,7 @@ fn node(change: impl FnOnce(&mut Node)) -> Node {
 }
 
 fn rule(change: impl FnOnce(&mut HttpRule)) -> RouteTable {
-    let action = Some(Action::Split(Split { arms: Vec::new() }));
+    let action = Some(Action::Split(Split::default()));
     let mut rule = HttpRule { name: "r".to_owned(), action, ..HttpRule::default() };
     change(&mut rule);
     RouteTable { http: vec![rule], ..RouteTable::default() }
@@ -81,7 +86,7 @@ fn setting(name: &str, value: &str) -> RouteTable {
 }
 
 fn arms(arms: Vec<Arm>) -> RouteTable {
-    rule(|rule| rule.action = Some(Action::Split(Split { arms })))
+    rule(|rule| rule.action = Some(Action::Split(Split { arms, sticky: None })))
 }
 
 fn target(service: &str, port: u32) -> Arm {
@@ -103,6 +108,32 @@ fn base(change: impl FnOnce(&mut Policy)) -> BackendPolicy {
     let mut policy = Policy::default();
     change(&mut policy);
     BackendPolicy { base: Some(policy), ..BackendPolicy::default() }
+}
+
+fn hashing(change: impl FnOnce(&mut mesh::ConsistentHash)) -> BackendPolicy {
+    let mut hash = mesh::ConsistentHash { key: Some(Key::Header("x-user".into())), table: None };
+    change(&mut hash);
+    base(|policy| policy.consistent_hash = Some(hash))
+}
+
+fn distributing(from: &str, to: &str, label: Option<&str>) -> BackendPolicy {
+    let entry = mesh::LocalityShares { from: from.into(), to: [(to.to_owned(), 100)].into() };
+    let failover_priority = label.map(Into::into).into_iter().collect();
+    let locality = mesh::LocalityPreference { distribute: vec![entry], failover_priority, ..Default::default() };
+    base(|policy| policy.locality = Some(locality))
+}
+
+fn warming(duration: i64, minimum_percent: f64, aggression: f64) -> BackendPolicy {
+    base(|policy| policy.warmup = Some(mesh::Warmup { duration: seconds(duration), minimum_percent, aggression }))
+}
+
+fn staying(key: Option<mesh::sticky::Key>) -> RouteTable {
+    let sticky = Some(mesh::Sticky { key, seed: String::new() });
+    rule(|rule| rule.action = Some(Action::Split(Split { arms: vec![target("s", 80)], sticky })))
+}
+
+fn cookie(name: &str, path: &str, ttl: i64) -> Option<Key> {
+    Some(Key::Cookie(mesh::HashCookie { name: name.into(), path: path.into(), ttl: seconds(ttl) }))
 }
 
 fn breaker(change: impl FnOnce(&mut Breaker)) -> BackendPolicy {
@@ -255,6 +286,42 @@ fn wrong() -> Vec<Case> {
             base(|p| p.pool = Some(mesh::ConnectionPool { connect_timeout: seconds(-5), ..Default::default() })),
             "base.pool.connect_timeout",
         ),
+        policies(distributing("eu//a", "eu", None), "base.locality.distribute[0].from"),
+        policies(distributing("eu", "*/a", None), "base.locality.distribute[0].to"),
+        policies(distributing("eu", "us", Some("zone")), "base.locality.distribute"),
+        policies(
+            base(|p| {
+                p.locality =
+                    Some(mesh::LocalityPreference { failover_priority: vec!["=v1".into()], ..Default::default() })
+            }),
+            "base.locality.failover_priority[0]",
+        ),
+        policies(warming(0, 0.0, 0.0), "base.warmup.duration"),
+        policies(warming(-1, 0.0, 0.0), "base.warmup.duration"),
+        policies(warming(1, 101.0, 0.0), "base.warmup.minimum_percent"),
+        policies(warming(1, 10.0, 0.5), "base.warmup.aggression"),
+        policies(warming(1, 10.0, f64::NAN), "base.warmup.aggression"),
+        tables(staying(None), "http[0].split.sticky"),
+        tables(staying(Some(mesh::sticky::Key::Header(String::new()))), "http[0].split.sticky.header"),
+        tables(
+            staying(Some(mesh::sticky::Key::Cookie(mesh::HashCookie::default()))),
+            "http[0].split.sticky.cookie.name",
+        ),
+        policies(hashing(|hash| hash.key = None), "base.consistent_hash"),
+        policies(hashing(|hash| hash.key = Some(Key::Header("a b".into()))), "base.consistent_hash.header"),
+        policies(hashing(|hash| hash.key = Some(Key::SourceIp(false))), "base.consistent_hash.source_ip"),
+        policies(
+            hashing(|hash| hash.key = Some(Key::QueryParameter(String::new()))),
+            "base.consistent_hash.query_parameter",
+        ),
+        policies(hashing(|hash| hash.key = cookie("a=b", "", 1)), "base.consistent_hash.cookie.name"),
+        policies(hashing(|hash| hash.key = cookie("a", "/; Domain=x", 1)), "base.consistent_hash.cookie.path"),
+        policies(hashing(|hash| hash.key = cookie("a", "", -1)), "base.consistent_hash.cookie.ttl"),
+        policies(
+            hashing(|hash| hash.table = Some(Table::MinimumRingSize(1 << 19))),
+            "base.consistent_hash.minimum_ring_size",
+        ),
+        policies(hashing(|hash| hash.table = Some(Table::MaglevSize(65_536))), "base.consistent_hash.maglev_size"),
         policies(BackendPolicy { subsets: vec![Subset::default()], ..BackendPolicy::default() }, "subsets[0].name"),
         policies(breaker(|b| b.name.clear()), "base.breaker.name"),
         policies(breaker(|b| b.failure_percent = -1.0), "base.breaker.failure_percent"),
