@@ -150,7 +150,7 @@ async fn detect<S: Stream>(
     let mut opened = tokio::select! {
         biased;
         detected = io.detect_client() => return Ok((Some(detected?), None)),
-        opened = opaque::open(toward, worker.carrier(Direction::Outbound).for_client(peer.ip())) => opened?,
+        opened = opaque::open(toward, worker.carrier(Direction::Outbound).for_client(&peer)) => opened?,
     };
     let limit = worker.residents.settings.timeouts.detect;
     let mut first = bytes::BytesMut::with_capacity(1024);
@@ -193,7 +193,7 @@ async fn forward_opaque<S: Stream + OverTcp>(
     record.destination(toward.labels());
     let opened = match opened {
         Some(opened) => opened,
-        None => match opaque::open(toward, worker.carrier(Direction::Outbound).for_client(peer.ip())).await {
+        None => match opaque::open(toward, worker.carrier(Direction::Outbound).for_client(&peer)).await {
             Ok(opened) => opened,
             Err(failure) => {
                 record.failure(failure.reason);
@@ -270,7 +270,7 @@ async fn serve_request(
         };
     }
     // Pinned where it lies: awaited as a value, a future is copied twice before it is polled.
-    let outcome = pin!(answer(request, body, downstream, &scope, peer, &worker, &mut record)).await;
+    let outcome = pin!(answer(request, body, downstream, &scope, &peer, &worker, &mut record)).await;
     match outcome {
         Ok((settled, uploaded)) => settled.attach(record, uploaded),
         Err(failure) => {
@@ -285,7 +285,7 @@ async fn answer(
     body: Body,
     downstream: Downstream,
     scope: &Scope,
-    peer: SocketAddr,
+    peer: &SocketAddr,
     worker: &Worker,
     record: &mut RequestRecord,
 ) -> Result<(Settled, Option<Arc<Uploaded>>), Failure> {
@@ -318,10 +318,11 @@ async fn answer(
     head.interim = Some(interim);
     head.speak_as_declared(toward.protocol());
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
-    let carrier = worker.carrier(Direction::Outbound).for_client(peer.ip());
+    // Made again below: kept, it would be part of every request's future.
+    let carrier = || worker.carrier(Direction::Outbound).for_client(peer);
     // Later than the start: finding may have waited for the control plane.
     let now = host::now();
-    let mut exchange = Exchange::new(chosen.route, carrier, head, body, now);
+    let mut exchange = Exchange::new(chosen.route, carrier(), head, body, now);
     let outcome = pin!(call(chosen.plan(deadline, &residents.default_retry), now, &mut exchange)).await;
     record.retries(exchange.tried().saturating_sub(1));
     if let Some(endpoint) = exchange.endpoint() {
@@ -334,7 +335,7 @@ async fn answer(
     }
     let mut settled = if settle::wants_fallback(&outcome, chosen.route) {
         // Boxed: what few requests need would be part of every request's future.
-        Box::pin(settle::fall_back(outcome, exchange, chosen.route, deadline, carrier, record)).await?
+        Box::pin(settle::fall_back(outcome, exchange, chosen.route, deadline, carrier(), record)).await?
     } else {
         Settled::answered(outcome?)
     };

@@ -117,7 +117,7 @@ pub struct Carrier<'a> {
     pub dialer: &'a Arc<Dialer>,
     pub telemetry: &'a Arc<WorkerTelemetry>,
     /// Where the connection that is carried came from; `None`: it does not matter.
-    pub source: Option<IpAddr>,
+    pub source: Option<&'a SocketAddr>,
 }
 
 /// A connection to an endpoint.
@@ -127,10 +127,10 @@ pub enum Upstream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Carrier<'_> {
+impl<'a> Carrier<'a> {
     /// The same for what came from this address.
     #[must_use]
-    pub fn for_client(self, source: IpAddr) -> Self {
+    pub fn for_client(self, source: &'a SocketAddr) -> Self {
         Self { source: Some(source), ..self }
     }
 

@@ -5,6 +5,7 @@
 //! what an answered try keeps until its response body is over.
 
 use std::{
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -146,7 +147,8 @@ impl<'a> Exchange<'a> {
     pub fn new(route: &'a RouteBackend, carrier: Carrier<'a>, head: Head, body: Replay, now: host::Instant) -> Self {
         route.backend.state.budget.lock().deposit(now);
         let affinity = route.backend.affinity.as_ref();
-        let (key, cookie) = affinity.map_or((None, None), |affinity| affinity.of_request(&head, carrier.source));
+        let (key, cookie) =
+            affinity.map_or((None, None), |affinity| affinity.of_request(&head, carrier.source.map(SocketAddr::ip)));
         Self { route, carrier, head, body, last: None, tried: 0, key, cookie }
     }
 

@@ -62,7 +62,7 @@ pub async fn open(toward: &Toward, carrier: Carrier<'_>) -> Result<Opened, Failu
 pub async fn open_route(route: &RouteBackend, carrier: Carrier<'_>) -> Result<Opened, Failure> {
     let backend = &route.backend;
     let slot = backend.hold(Slot::Connection)?;
-    let key = backend.affinity.as_ref().and_then(|affinity| affinity.of_connection(carrier.source));
+    let key = backend.affinity.as_ref().and_then(|affinity| affinity.of_connection(carrier.source.map(SocketAddr::ip)));
     let (mut avoid, mut last) = (None, None);
     for _ in 0..TRIES {
         let (index, endpoint) = match backend.pick(avoid, key) {
