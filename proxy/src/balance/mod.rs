@@ -185,6 +185,15 @@ fn pick_among<C: Candidate>(
     if endpoints.is_empty() {
         return Err(NoEndpoint::Empty);
     }
+    if let [only] = endpoints {
+        // Every application behind its sidecar, and many a service: there is nothing to choose.
+        let usable = match only.standing() {
+            Standing::Ready | Standing::Draining => true,
+            Standing::Ejected => is_panic(0, 1, context.panic_percent),
+            Standing::Unready => false,
+        };
+        return if usable { Ok(0) } else { Err(NoEndpoint::NoneUsable) };
+    }
     // Whatever the caller's source gives, the algorithms may rely on the bound.
     let mut random = |bound: u64| random(bound).min(bound.saturating_sub(1));
     let is_sampled = may_sample
@@ -340,6 +349,24 @@ mod tests {
             };
         }
         all
+    }
+
+    #[test]
+    fn the_only_endpoint_is_judged_as_one_of_many_is() {
+        // The short way must not let through what the long one keeps out.
+        let cursor = AtomicU64::new(0);
+        for letter in ["R", "D", "U", "E"] {
+            for panic_percent in [0, 1, 50, 100] {
+                for avoid in [None, Some(0)] {
+                    let only = standing(letter);
+                    let algorithm = Algorithm::LeastRequest;
+                    let context = PickContext { algorithm, cursor: &cursor, panic_percent, avoid, warming: None };
+                    let expected = usable_of(&only, &context).first().map(|share| share.index);
+                    let picked = pick(&only, &context, |_| 0).ok();
+                    assert_eq!(picked, expected, "{letter} {panic_percent} {avoid:?}");
+                }
+            }
+        }
     }
 
     struct Picker {
