@@ -7,7 +7,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -260,10 +263,13 @@ impl Drop for Sidecar {
     }
 }
 
-/// An address that was free a moment ago; below the range that the kernel gives to outgoing connections.
+/// An address that was free a moment ago; below the range that the kernel gives to outgoing connections. The same one is not given
+/// to another test before all have been given.
 pub fn free() -> SocketAddr {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..12_000)));
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(20_000..32_000)));
+        let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 12_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
         if TcpListener::bind(address).is_ok() && TcpStream::connect(address).is_err() {
             return address;
         }

@@ -49,7 +49,7 @@ pub struct Rules {
     pub buffer_bytes: usize,
     /// Interim responses before a final one.
     pub interim: usize,
-    /// What buffers may have beyond the first [`FIRST_WINDOW`] that come and [`FIRST_BUFFER`] that go.
+    /// What buffers may have beyond the first window (RFC 9113 §6.9.2) of what comes and the first piece of what goes.
     pub memory: &'static Growth,
     limits: Limits,
 }
