@@ -202,7 +202,7 @@ pub struct Limits {
     /// Names followed because they were looked up, existing or not; past it the longest unused is forgotten.
     /// Default 4096.
     pub demanded_names: usize,
-    /// Idle pooled connections to one endpoint and worker. Default 100.
+    /// Idle pooled connections to one endpoint and worker; what more requests at once have opened is closed behind them. Default 1024.
     pub idle_connections_per_endpoint: usize,
 }
 
@@ -232,7 +232,7 @@ impl Default for Limits {
             requests_per_connection: 100_000,
             pending_demands: 1_000,
             demanded_names: 4_096,
-            idle_connections_per_endpoint: 100,
+            idle_connections_per_endpoint: 1024,
         }
     }
 }
