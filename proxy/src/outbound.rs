@@ -294,7 +294,8 @@ async fn answer(
     let Downstream { at: started, mut seen, interim } = downstream;
     let wanted = upgrade::wants_upgrade(&request, seen);
     let leaving = wanted.as_ref().map(|_| upgrade::take(&mut request));
-    // Only sidecars use these; from an application they would be forged.
+    // Only sidecars say these things; from an application they would be forged.
+    headers::set_client_cert(&mut request.headers, seen, None);
     headers::take_orig_proto(&mut request.headers, &mut seen);
     headers::take_introduction(&mut request.headers, &mut seen);
     let target = normalize(&mut request, !body.is_end_stream(), seen, &residents.settings.limits)?;

@@ -202,7 +202,10 @@ fn a09_our_own_words_from_others_are_dropped() {
     assert!(arrived.field("x-forwarded-client-cert").is_none());
     let (_sidecar, local, heard, _) = routed("  - backendRefs: [{name: app, port: 80}]\n");
     ask(local, get("/", forged)).unwrap();
-    assert_eq!(ours(&heard.lock()[0].1), expected);
+    let sent = heard.lock()[0].1.clone();
+    assert_eq!(ours(&sent), expected);
+    // Behind it, the next sidecar would append its own word to the forged one.
+    assert!(sent.field("x-forwarded-client-cert").is_none(), "{sent:?}");
 
     // And from an application in its answer: its sidecar would seem to say that the request never arrived.
     let (app, _) = application(|_, _| {

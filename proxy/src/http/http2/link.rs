@@ -25,10 +25,10 @@ use super::{
     outgoing::Outgoing,
     stream::Stream,
 };
-use crate::resilience::growth::{GROWTH, Grown, Growth};
 use crate::{
     host::{self, Instant},
     http::{BodyError, body::TrailerLimit, http1::write::is_ours},
+    resilience::growth::{GROWTH, Grown, Growth},
     settings::Limits,
 };
 
