@@ -405,8 +405,7 @@ async fn answer(
     let forward = Forward::straight(route);
     let asked = if seen.has(Field::GrpcTimeout) { grpc::timeout(&request.headers) } else { None };
     let deadline = Deadline::after(started, asked);
-    let mut head = forward.head(request, seen, authority, wanted.clone())?;
-    head.interim = Some(interim);
+    let mut head = forward.head(request, seen, Some(interim), authority, wanted.clone())?;
     head.speak_as_declared(entry.protocol);
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     let mut exchange = Exchange::new(route, worker.carrier(Direction::Inbound), head, body, started);

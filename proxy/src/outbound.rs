@@ -315,8 +315,7 @@ async fn answer(
     }
     let asked = if seen.has(Field::GrpcTimeout) { grpc::timeout(&request.headers) } else { None };
     let deadline = Deadline::after(started, chosen.timeout()).min(Deadline::after(started, asked));
-    let mut head = chosen.head(request, seen, authority, wanted.clone())?;
-    head.interim = Some(interim);
+    let mut head = chosen.head(request, seen, Some(interim), authority, wanted.clone())?;
     head.speak_as_declared(toward.protocol());
     let (body, uploaded) = settle::upload(&head, body, &residents.settings);
     // Made again below: kept, it would be part of every request's future.

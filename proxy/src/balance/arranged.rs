@@ -156,29 +156,9 @@ mod tests {
 
     use super::*;
     use crate::balance::{
-        Algorithm, Cost,
-        keyed::{Member, TableKind},
+        Algorithm,
+        keyed::{Member, TableKind, tests::Endpoint},
     };
-
-    struct Endpoint(Standing);
-
-    impl Candidate for Endpoint {
-        fn weight(&self) -> u32 {
-            1
-        }
-
-        fn cost(&self) -> Cost {
-            Cost { latency: 1.0, in_flight: 0 }
-        }
-
-        fn part_cost(&self, _part: u32) -> Cost {
-            self.cost()
-        }
-
-        fn standing(&self) -> Standing {
-            self.0
-        }
-    }
 
     /// Groups in letters, such as "RRE R": "R" ready, "D" draining, "U" unready, "E" put aside.
     fn groups(letters: &str) -> (Vec<Endpoint>, Vec<Group>) {

@@ -122,7 +122,7 @@ pub fn pick_keyed<C: Candidate>(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
-mod tests {
+pub(in crate::balance) mod tests {
     use std::{collections::BTreeSet, sync::atomic::AtomicU64};
 
     use proptest::prelude::*;
@@ -132,7 +132,8 @@ mod tests {
 
     const KINDS: [TableKind; 2] = [TableKind::Ring { minimum_size: 1024 }, TableKind::Maglev { size: 65_537 }];
 
-    struct Endpoint(Standing);
+    /// An endpoint of which only the standing matters.
+    pub(in crate::balance) struct Endpoint(pub Standing);
 
     impl Candidate for Endpoint {
         fn weight(&self) -> u32 {

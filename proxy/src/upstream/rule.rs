@@ -20,6 +20,7 @@ use crate::{
     host,
     http::{
         Body, grpc, headers,
+        interim::Interim,
         seen::{Field, Seen},
         upgrade::Upgrade,
     },
@@ -130,7 +131,8 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// The request as it goes upstream: edited, without what belongs to the connection it came on; `seen` is what it came with.
+    /// The request as it goes upstream: edited, without what belongs to the connection it came on; `seen` is what it came with,
+    /// `interim` where interim responses go.
     ///
     /// # Errors
     /// `BadRequest` when an edit gives something that is no request.
@@ -138,6 +140,7 @@ impl<'a> Forward<'a> {
         &self,
         mut parts: Parts,
         seen: Seen,
+        interim: Option<Interim>,
         authority: Authority,
         leaving: Option<Upgrade>,
     ) -> Result<Head, Failure> {
@@ -167,7 +170,7 @@ impl<'a> Forward<'a> {
             None => Speaks::Http1,
         };
         let grpc = seen.has(Field::ContentType) && grpc::is_grpc(&parts.headers);
-        Ok(Head { method: parts.method, path, authority, headers: parts.headers, grpc, speaks, interim: None })
+        Ok(Head { method: parts.method, path, authority, headers: parts.headers, grpc, speaks, interim })
     }
 
     /// Applies the rule's changes to a response.

@@ -456,7 +456,7 @@ mod rules {
             panic!("no way")
         };
         let seen = Seen::of(&parts.headers);
-        let head = forward.head(parts, seen, "api.shop".parse().unwrap(), None).unwrap();
+        let head = forward.head(parts, seen, None, "api.shop".parse().unwrap(), None).unwrap();
         assert_eq!((head.path.as_str(), head.authority.as_str()), ("/b/c?d=e", "other.example"));
         assert_eq!(head.speaks, Speaks::Http1);
         for gone in ["connection", "x-secret", "host"] {
@@ -481,7 +481,7 @@ mod rules {
         parts.uri = Uri::from_static("api.shop:80");
         parts.version = http::Version::HTTP_2;
         let seen = Seen::of(&parts.headers);
-        let head = forward.head(parts, seen, "api.shop".parse().unwrap(), None).unwrap();
+        let head = forward.head(parts, seen, None, "api.shop".parse().unwrap(), None).unwrap();
         assert_eq!((head.path.as_str(), head.speaks), ("/", Speaks::Http2));
     }
 }
